@@ -1,0 +1,102 @@
+"""What the families share: the MobileOne block and its parts.
+
+Source: Vasu et al., "MobileOne: An Improved One millisecond Mobile Backbone", CVPR 2023, section 3.
+"""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+MOBILEONE_KEYS = (
+    (r"\.rbr_conv\.(\d+)\.", r".branches.conv\1."),
+    (r"\.rbr_scale\.", ".branches.scale."),
+    (r"\.rbr_skip\.", ".branches.identity."),
+)
+"""(pattern, replacement) rows, from the released names to those of `MobileOneBlock`."""
+
+
+class ConvBN(nn.Sequential):
+    """A k×k convolution without bias, "same" padding for odd k, then a batch norm.
+
+    `(N, in_channels, H, W)` → `(N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+    ) -> None:
+        conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding=kernel_size // 2,
+            groups=groups,
+            bias=False,
+        )
+        super().__init__(OrderedDict[str, nn.Module](conv=conv, bn=nn.BatchNorm2d(out_channels)))
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention: `x · σ(expand(ReLU(reduce(mean of x over H and W))))`.
+
+    `width` is that of the layer between.
+    Source: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, width, 1)
+        self.expand = nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, channels, H, W)` → the same."""
+        pooled = x.mean((2, 3), keepdim=True)
+        return x * self.expand(self.reduce(pooled).relu()).sigmoid()
+
+
+class MobileOneBlock(nn.Module):
+    """Sum of parallel branches, then optional squeeze-and-excite, then an activation.
+
+    The branches: `conv_branches` k×k convolutions, a 1×1 "scale" convolution where k > 1, a batch
+    norm after each; and a batch norm alone on the identity where stride and widths allow one.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        conv_branches: int = 1,
+        squeeze_excite: bool = False,
+        activation: Callable[[], nn.Module] = nn.Identity,
+    ) -> None:
+        super().__init__()
+        branches: dict[str, nn.Module] = {
+            f"conv{i}": ConvBN(in_channels, out_channels, kernel_size, stride, groups)
+            for i in range(conv_branches)
+        }
+        if kernel_size > 1:
+            branches["scale"] = ConvBN(in_channels, out_channels, 1, stride, groups)
+        if stride == 1 and in_channels == out_channels:
+            branches["identity"] = nn.BatchNorm2d(out_channels)
+        self.branches = nn.ModuleDict(branches)
+        self.se = (
+            SqueezeExcite(out_channels, out_channels // 16) if squeeze_excite else nn.Identity()
+        )
+        self.activation = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, in_channels, H, W)` → `(N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)`."""
+        y = functools.reduce(torch.add, [branch(x) for branch in self.branches.values()])
+        return self.activation(self.se(y))

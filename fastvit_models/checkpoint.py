@@ -1,0 +1,211 @@
+"""Load a checkpoint whole, or not at all.
+
+A file is untrusted input: it is read as safetensors or as a pickle of tensors alone
+(`torch.load(weights_only=True)`), and never by a reader that could run code.
+"""
+
+import io
+import os
+import pickle
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from fastvit_models.errors import CheckpointError
+
+NESTED_UNDER = ("state_dict_ema", "state_dict", "model")
+"""Where training scripts keep the weights; averaged ones first: published figures are theirs."""
+
+WRAPPERS = r"^(?:module\.|_orig_mod\.)+"
+"""What DistributedDataParallel and torch.compile put in front of a name."""
+
+BACKBONE = "backbone."
+"""What detection and segmentation frameworks put in front of the names of a model like ours."""
+
+FUSED = ("reparam_conv.", "lkb_reparam.")
+"""What the names of released *fused* checkpoints hold."""
+
+LISTED = 5
+"""How many of the offending tensors a message names."""
+
+
+@runtime_checkable
+class ReleasedElsewhere(Protocol):
+    """A model whose original implementation has released weights, under other names."""
+
+    def convert_keys(self, keys: Iterable[str]) -> dict[str, str]:
+        """The model's own name of each tensor; a name that is its own already stays as it is."""
+        ...
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Copy every tensor of a checkpoint into `model`, in the model's dtype and on its device.
+
+    The file (`.safetensors`; anything else is read as a pickle) holds a state dict under the names
+    of this package or of the released checkpoints, at its top or nested under `state_dict_ema`,
+    `state_dict` or `model`. Of a detector's or a segmenter's file the backbone is meant.
+    Only `num_batches_tracked` may be missing.
+
+    Raises `CheckpointError`, and leaves the model as it was, if the file cannot be read, holds
+    more than tensors, is of the fused form, or if a tensor is missing, left over or of another
+    shape than the model's.
+    """
+    path = Path(path)
+    tensors = _rename(model, _state_dict(path), path)
+    targets: dict[str, Tensor] = model.state_dict()
+    _check_fit(tensors, targets, path, type(model).__name__)
+    with torch.no_grad():
+        # All converted before any is copied: a conversion that fails leaves the model as it was.
+        try:
+            staged = {
+                name: torch.empty_like(targets[name]).copy_(tensors[name]) for name in tensors
+            }
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} holds no plain dense tensors: save such") from error
+        for name, value in staged.items():
+            targets[name].copy_(value)
+
+
+def rename_keys(keys: Iterable[str], rows: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Each key under the name that the (pattern, replacement) rows give it, applied in order."""
+    renamed: dict[str, str] = {}
+    for key in keys:
+        name = key
+        for pattern, replacement in rows:
+            name = re.sub(pattern, replacement, name)
+        renamed[key] = name
+    return renamed
+
+
+def _state_dict(path: Path) -> Mapping[str, Tensor]:
+    """The training-form state dict in the file, under the file's names."""
+    content = _unnest(_read(path))
+    advice = f"save a state dict, at its top or under one of {', '.join(NESTED_UNDER)}"
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}: {advice}")
+    entries = cast(Mapping[object, object], content)
+    for key, value in entries.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise CheckpointError(f"{path} holds a {kind} as {key!r}, not tensors alone: {advice}")
+        if any(mark in key for mark in FUSED):
+            raise CheckpointError(
+                f"{path} is the fused form of a model ({key}), which cannot be taken apart again: "
+                "fetch the training form of the same checkpoint"
+            )
+    return cast(Mapping[str, Tensor], entries)
+
+
+def _unnest(content: object) -> object:
+    for _ in NESTED_UNDER:  # and no deeper: a hostile pickle may contain itself
+        if isinstance(content, Mapping):
+            outer = cast(Mapping[object, object], content)
+            inner = (outer[key] for key in NESTED_UNDER if isinstance(outer.get(key), Mapping))
+            content = next(inner, outer)
+    return content
+
+
+def _read(path: Path) -> object:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): check the path"
+        ) from error
+    return (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(data, path)
+
+
+def _read_safetensors(data: bytes, path: Path) -> object:
+    try:
+        from safetensors import SafetensorError
+        from safetensors import torch as safetensors
+    except ImportError as error:
+        raise CheckpointError(f"{path} needs safetensors (extra `hub`): pip install it") from error
+    try:
+        return safetensors.load(data)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is damaged, or no safetensors file: fetch it again"
+        ) from error
+
+
+def _read_pickle(data: bytes, path: Path) -> object:
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        asks_for = f" (it asks for {culprit[1]})" if culprit else ""
+        # Not chained: torch's own message goes on to recommend the reader that runs code.
+        raise CheckpointError(
+            f"{path} is refused, and nothing in it was run: it is no pickle of tensors alone"
+            f"{asks_for}; if you trust its source, save its state dict as safetensors"
+        ) from None
+    except Exception as error:  # on hostile bytes the reader raises whatever it trips over
+        raise CheckpointError(f"{path} is damaged, or no checkpoint: fetch it again") from error
+
+
+def _rename(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same tensors under the model's names."""
+    bare = [(re.sub(WRAPPERS, "", key), value) for key, value in tensors.items()]
+    if any(key.startswith(BACKBONE) for key, _ in bare):
+        bare = [(key.removeprefix(BACKBONE), v) for key, v in bare if key.startswith(BACKBONE)]
+    keys = [key for key, _ in bare]
+    own = (
+        model.convert_keys(keys)
+        if isinstance(model, ReleasedElsewhere)
+        else dict(zip(keys, keys, strict=True))
+    )
+    twice = [name for name, count in Counter(own[key] for key in keys).items() if count > 1]
+    if twice:
+        raise CheckpointError(
+            f"{path} holds {_listing(twice)} more than once, under different names: keep one; "
+            "nothing was loaded"
+        )
+    return {own[key]: value for key, value in bare}
+
+
+def _check_fit(
+    tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor], path: Path, model: str
+) -> None:
+    """Refuse a state dict that would leave a tensor of the model unset, or not be used whole."""
+    shared = [name for name in targets if name in tensors]
+    differences = {
+        "missing": [
+            name
+            for name in targets
+            if name not in tensors and not name.endswith("num_batches_tracked")
+        ],
+        "unexpected": sorted(name for name in tensors if name not in targets),
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} for {tuple(targets[name].shape)}"
+            for name in shared
+            if tensors[name].shape != targets[name].shape
+        ],
+        "not of floating point": [
+            f"{name} ({tensors[name].dtype})"
+            for name in shared
+            if targets[name].is_floating_point() and not tensors[name].is_floating_point()
+        ],
+    }
+    found = [
+        f"{len(names)} {what}: {_listing(names)}" for what, names in differences.items() if names
+    ]
+    if found:
+        raise CheckpointError(
+            f"{path} does not fit this {model}: {'; '.join(found)}; create the variant, with the "
+            "options, that it was saved from; nothing was loaded"
+        )
+    if any(target.is_meta for target in targets.values()):
+        raise CheckpointError(
+            f"{path} cannot be loaded into a model on the meta device: call "
+            "model.to_empty(device='cpu') first"
+        )
+
+
+def _listing(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")

@@ -1,0 +1,221 @@
+"""FastViT, in training form: the variants, the classifier, the backbone for dense prediction.
+
+Source: Vasu et al., "FastViT: A Fast Hybrid Vision Transformer using Structural
+Reparameterization", ICCV 2023.
+"""
+
+import itertools
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fastvit_models.blocks import MOBILEONE_KEYS, MobileOneBlock
+from fastvit_models.checkpoint import rename_keys
+from fastvit_models.errors import ModelOptionError
+from fastvit_models.fastvit_blocks import (
+    AttentionBlock,
+    ConditionalPositionEncoding,
+    PatchEmbed,
+    RepMixerBlock,
+    initialise,
+)
+
+
+@dataclass(frozen=True)
+class FastViTConfig:
+    """What tells the variants apart. A stage has twice the width of the one before it."""
+
+    depths: tuple[int, int, int, int]
+    width: int
+    """Channels of the first stage."""
+    mlp_ratio: int
+    """Hidden width of a ConvFFN over its input width."""
+    attention: bool = False
+    """Whether the last stage mixes tokens by attention; RepMixer does it everywhere else."""
+    layer_scale: float = 1e-5
+    """Initial value of every layer scale."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block in the published training from scratch."""
+    dropout: float = 0.0
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.width * 2**stage for stage in range(len(self.depths)))
+
+
+VARIANTS = {  # depths, width, MLP ratio, attention, layer scale, drop path rate
+    "fastvit_t8": FastViTConfig((2, 2, 4, 2), 48, 3),
+    "fastvit_t12": FastViTConfig((2, 2, 6, 2), 64, 3),
+    "fastvit_s12": FastViTConfig((2, 2, 6, 2), 64, 4),
+    "fastvit_sa12": FastViTConfig((2, 2, 6, 2), 64, 4, True, 1e-5, 0.1),
+    "fastvit_sa24": FastViTConfig((4, 4, 12, 4), 64, 4, True, 1e-5, 0.1),
+    "fastvit_sa36": FastViTConfig((6, 6, 18, 6), 64, 4, True, 1e-6, 0.2),
+    "fastvit_ma36": FastViTConfig((6, 6, 18, 6), 76, 4, True, 1e-6, 0.35),
+}
+
+ORIGINAL_KEYS = (
+    (r"^patch_embed\.", "stem."),
+    (r"^network\.0\.", "stages.0.blocks."),
+    (r"^network\.1\.proj\.", "stages.1.downsample."),
+    (r"^network\.2\.", "stages.1.blocks."),
+    (r"^network\.3\.proj\.", "stages.2.downsample."),
+    (r"^network\.4\.", "stages.2.blocks."),
+    (r"^network\.5\.proj\.", "stages.3.downsample."),
+    (r"^network\.6\.pe\.", "stages.3.position.conv."),
+    (r"^network\.[67]\.", "stages.3.blocks."),
+    (r"^conv_exp\.", "final_conv."),
+    (r"\.downsample\.0\.lkb_origin\.", ".downsample.large."),
+    (r"\.downsample\.0\.small_conv\.", ".downsample.small."),
+    (r"\.downsample\.1\.", ".downsample.pointwise."),
+    (r"\.convffn\.conv\.", ".ffn.depthwise."),
+    (r"\.convffn\.", ".ffn."),
+    (r"\.norm\.rbr_skip\.", ".norm."),
+    *MOBILEONE_KEYS,
+)
+"""(pattern, replacement) rows, applied in this order: from the released names to the ones here."""
+
+
+class FastViT(nn.Module):
+    """The classifier.
+
+    `feature_info` says of each stage its channels, its reduction of H and W, and its module.
+    """
+
+    def __init__(
+        self, config: FastViTConfig, num_classes: int, in_channels: int, drop_path_rate: float
+    ) -> None:
+        super().__init__()
+        width = config.widths[-1]
+        self.feature_info = _feature_info(config, [f"stages.{i}" for i in range(4)])
+        self.stem = _stem(in_channels, config.width)
+        self.stages = _stages(config, drop_path_rate)
+        self.final_conv = MobileOneBlock(
+            width, 2 * width, 3, groups=width, squeeze_excite=True, activation=nn.GELU
+        )
+        self.head = nn.Linear(2 * width, num_classes)
+        self.head.apply(initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `(N, in_channels, H, W)`, any H and W, → logits `(N, num_classes)`."""
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(self.final_conv(x).mean((2, 3)))
+
+    def convert_keys(self, keys: Iterable[str]) -> dict[str, str]:
+        """The name here of each tensor of a released file; a name from here stays as it is."""
+        return rename_keys(keys, ORIGINAL_KEYS)
+
+
+class FastViTFeatures(nn.Module):
+    """The backbone for dense prediction: each stage's output, a batch norm on each, no head.
+
+    `feature_info` says of each map its channels, its reduction of H and W, and its module.
+    """
+
+    def __init__(self, config: FastViTConfig, in_channels: int, drop_path_rate: float) -> None:
+        super().__init__()
+        self.feature_info = _feature_info(config, [f"norm{2 * i}" for i in range(4)])
+        self.stem = _stem(in_channels, config.width)
+        self.stages = _stages(config, drop_path_rate)
+        # The release numbers them by the stage's place in its list of stages and patch embeddings.
+        self.norm0, self.norm2, self.norm4, self.norm6 = map(nn.BatchNorm2d, config.widths)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images `(N, in_channels, H, W)` → maps `(N, width·2^i, ⌈H/(4·2^i)⌉, …)`, i = 0 … 3."""
+        x = self.stem(x)
+        maps: list[Tensor] = []
+        norms = (self.norm0, self.norm2, self.norm4, self.norm6)
+        for stage, norm in zip(self.stages, norms, strict=True):
+            x = stage(x)
+            maps.append(norm(x))
+        return maps
+
+    def convert_keys(self, keys: Iterable[str]) -> dict[str, str]:
+        """The name here of each tensor of a released file; a name from here stays as it is.
+
+        Warns where norm6 was trained on another tensor than it reads here.
+        """
+        converted = rename_keys(keys, ORIGINAL_KEYS)
+        if "network.6.pe.weight" in converted and "norm6.weight" in converted:
+            warnings.warn(
+                "norm6 of these weights was trained on the position encoding in front of stage 4, "
+                "which the released code of the SA and MA variants hands out as the last map; here "
+                "that map is stage 4's output: fine-tune before use",
+                stacklevel=4,  # the caller of load_checkpoint
+            )
+        return converted
+
+
+def create_fastvit(
+    config: FastViTConfig,
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    features_only: bool = False,
+    drop_path_rate: float | None = None,
+) -> FastViT | FastViTFeatures:
+    """Build a FastViT with fresh weights.
+
+    With `features_only` it is a `FastViTFeatures`, and `num_classes` plays no part.
+    `drop_path_rate` is that of the last block, and grows linearly from 0 at the first block; the
+    default is the variant's.
+
+    Raises `ModelOptionError` for a value out of range.
+    """
+    if num_classes < 1:
+        raise ModelOptionError(
+            f"num_classes is {num_classes}: give at least 1, or features_only=True for no head"
+        )
+    if in_channels < 1:
+        raise ModelOptionError(f"in_channels is {in_channels}: give at least 1")
+    rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
+    if not 0 <= rate < 1:
+        raise ModelOptionError(f"drop_path_rate is {rate}: give at least 0 and less than 1")
+    if features_only:
+        return FastViTFeatures(config, in_channels, rate)
+    return FastViT(config, num_classes, in_channels, rate)
+
+
+def _stem(in_channels: int, width: int) -> nn.Sequential:
+    """`(N, in_channels, H, W)` → `(N, width, ⌈H/4⌉, ⌈W/4⌉)`."""
+    return nn.Sequential(
+        MobileOneBlock(in_channels, width, 3, stride=2, activation=nn.GELU),
+        MobileOneBlock(width, width, 3, stride=2, groups=width, activation=nn.GELU),
+        MobileOneBlock(width, width, 1, activation=nn.GELU),
+    )
+
+
+def _stages(config: FastViTConfig, drop_path_rate: float) -> nn.ModuleList:
+    """The four stages: `downsample` (but in the first), `position` (before attention), `blocks`."""
+    blocks = sum(config.depths)
+    rates = iter([drop_path_rate * i / (blocks - 1) for i in range(blocks)])
+    stages = nn.ModuleList()
+    for i, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+        attention = config.attention and i == len(config.depths) - 1
+        block = AttentionBlock if attention else RepMixerBlock
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        if i > 0:
+            parts["downsample"] = PatchEmbed(config.widths[i - 1])
+        if attention:
+            parts["position"] = ConditionalPositionEncoding(width)
+        parts["blocks"] = nn.Sequential(
+            *(
+                block(width, config.mlp_ratio, config.layer_scale, config.dropout, rate)
+                for rate in itertools.islice(rates, depth)
+            )
+        )
+        stages.append(nn.Sequential(parts))
+    return stages
+
+
+def _feature_info(config: FastViTConfig, modules: list[str]) -> list[dict[str, int | str]]:
+    """One entry per stage, with timm's keys."""
+    return [
+        {"num_chs": width, "reduction": 4 * 2**i, "module": module}
+        for i, (width, module) in enumerate(zip(config.widths, modules, strict=True))
+    ]
