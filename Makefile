@@ -1,0 +1,44 @@
+# Every target sets up what it needs: no step comes before.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+BIN := .venv/bin
+READY := .venv/ready
+# Through this launcher timm works beside any build of torch.
+RUN := $(BIN)/python -m tests.with_torchvision
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## Train, fuse and check a small FastViT on real data, then write a fused SA12 as ONNX
+	$(BIN)/python examples/digits.py
+	@mkdir -p build
+	$(BIN)/reparam compile fastvit_sa12 -o build/fastvit_sa12.onnx
+
+test: $(READY)  ## Run the tests
+	$(RUN) pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+check: $(READY)  ## Check format, lint, types and import rules, then run the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+	$(MAKE) test
+
+format: $(READY)  ## Format the code and apply the linter's safe fixes
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:  ## Remove what the targets made, .venv included
+	rm -rf .venv build dist site .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up .venv (a few minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@

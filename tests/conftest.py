@@ -1,0 +1,58 @@
+"""What every test can rely on: fixed seeds, deterministic examples, an importable timm.
+
+(That annotations are checked at run time is set in pyproject.toml, which pytest reads before it
+imports anything of ours.)
+"""
+
+import os
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from tests.with_torchvision import import_torchvision
+
+import_torchvision()
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # each worker is a process: more threads than cores only wait
+
+
+class _TorchGenerator:
+    """Torch's default generator, in the form that Hypothesis seeds before each example."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+# Hypothesis keeps no reference of its own, so this one has to stay.
+_torch_generator = _TorchGenerator()
+hypothesis.register_random(_torch_generator)
+
+# The same examples on every machine, and no verdict from a clock: a busy machine fails nothing.
+hypothesis.settings.register_profile(
+    "deterministic",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+# New examples at every run, and many: pytest --hypothesis-profile=nightly
+hypothesis.settings.register_profile(
+    "nightly",
+    hypothesis.settings.get_profile("deterministic"),
+    derandomize=False,
+    max_examples=2000,
+)
+hypothesis.settings.load_profile("deterministic")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """The generators that a test without Hypothesis draws from."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
