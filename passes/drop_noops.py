@@ -1,0 +1,41 @@
+"""Drop what does nothing in evaluation mode.
+
+Before:
+    y = dropout(1 * identity(x) + 0);  assert x.ndim == 4
+
+After:
+    y = x
+
+Algebra:
+    1·x + 0 = x
+
+Legal when:
+    The factor is exactly 1 and the dtype stays; an assertion is proven by what is known of shapes.
+
+Profitable when:
+    Always.
+"""
+
+import torch
+
+from reparam import Call, Replace, require, rewrite
+from reparam.graph import INPUT, Apply
+from reparam.values import IDENTITY, Constant, Opaque, Sum
+
+
+@rewrite
+def drop_noops(call: Call) -> Replace | None:
+    """Pass the input of a no-op on to its readers; drop a proven assertion."""
+    value = call.value
+    if isinstance(value, Sum) and value.coefficients == (1.0,):
+        (source,) = call.inputs
+        if value is not IDENTITY:  # arithmetic, which returns new memory and may widen a dtype
+            floating = source.shape is not None and source.shape.dtype is not None
+            require(floating, "its input is not known to be floating-point")
+            require(source.value is not INPUT, "the result would be the model's own input")
+        return Replace(source)
+    if isinstance(value, Opaque) and value.target is torch._assert:
+        condition = call.inputs[0] if call.inputs else None
+        proven = condition is not None and condition.facts is True and not call.readers
+        return Replace({call: Apply(Constant(None), ())}) if proven else None
+    return None

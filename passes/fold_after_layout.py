@@ -1,0 +1,91 @@
+"""Fold a scale behind reshapes into the rows of the linear layer before them.
+
+Before:
+    q = scale · heads(linear(x)[:C]);   y = γ · reshape(transpose(linear(x)))
+
+After:
+    q = heads(linear'(x)[:C]);   y = reshape(transpose(linear'(x)))
+
+Algebra:
+    s·(Wx + b) + t = (sW) x + (sb + t), on the rows that the scaled tensor holds; the other rows
+    keep s = 1 and t = 0.
+
+Legal when:
+    Each element of the scaled tensor holds one known row, and whatever else reads the linear
+    layer holds other rows.
+
+Profitable when:
+    Always: the scale is gone.
+"""
+
+import torch
+
+from reparam import Call, Replace, require, rewrite
+from reparam.algebra import affine, batch_norm_affine, compose, exact
+from reparam.graph import Apply, Expression
+from reparam.layout import Track
+from reparam.region import diagonal
+from reparam.values import BatchNorm, Conv, Layout, Sum
+
+
+@rewrite
+def fold_after_layout(call: Call) -> Replace | None:
+    """Fold what scales a rearranged tensor into the layer that it was rearranged from."""
+    multiple = isinstance(call.value, Sum) and len(call.value.coefficients) == 1
+    if not (multiple or diagonal(call)):
+        return None
+    chain: list[Call] = []
+    source = call.inputs[0]
+    while isinstance(source.value, Layout):
+        chain.insert(0, source)
+        source = source.inputs[0]
+    linear = source.value
+    if not chain or not isinstance(linear, Conv) or linear.affine:
+        return None
+    shape = source.shape
+    require(shape is not None, "the shape of the layer's output is not known", source.name)
+    assert shape is not None
+    same = call.shape is not None and shape.dtype is not None and shape.dtype == call.shape.dtype
+    require(same, "the dtypes differ")
+    start = track = Track.start(shape, linear.n)
+    rebuilt: dict[Call, Track] = {source: start}
+    for link in chain:
+        track = rebuilt[link] = track.through(link)
+    rows = track.channels()
+    scale, shift = _rows(call, linear, rows)
+    merged: Expression = Apply(compose(affine(scale, shift, linear.n), exact(linear)), source.inputs)
+    roots: dict[Call, Expression] = {}
+    built: dict[Call, Expression] = {source: merged}
+    for link in chain:
+        built[link] = Apply(link.value, (built[link.inputs[0]], *link.node.args[1:]))
+    roots[call] = built[chain[-1]]
+    for link in (source, *chain):
+        for reader in link.readers:
+            if reader == call or reader in chain:
+                continue
+            require(isinstance(reader.value, Layout), "something else reads the layer", reader.name)
+            others = rebuilt[link].through(reader).channels()
+            apart = not torch.isin(others, rows).any()
+            require(bool(apart), "something else reads the same rows", reader.name)
+            roots[reader] = Apply(reader.value, (built[link], *reader.node.args[1:]))
+    return Replace(roots)
+
+
+def _rows(call: Call, linear: Conv, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift of each row of the layer: (out,) both."""
+    scale = linear.weight.new_ones(linear.out_channels, dtype=torch.float64)
+    shift = torch.zeros_like(scale)
+    value = call.value
+    if isinstance(value, Sum):
+        scale[rows.flatten()] = value.coefficients[0]
+        return scale, shift
+    outer = batch_norm_affine(value) if isinstance(value, BatchNorm) else value
+    assert isinstance(outer, Conv)
+    spread = (-1, *(1,) * outer.n)
+    known = rows.shape[-outer.n - 1] == outer.out_channels if rows.ndim > outer.n else False
+    require(known, "its channels are not the rows of the layer")
+    grid = torch.broadcast_to(rows, rows.shape)
+    scale[grid] = outer.weight.double().reshape(spread).expand(grid.shape)
+    if outer.bias is not None:
+        shift[grid] = outer.bias.double().reshape(spread).expand(grid.shape)
+    return scale, shift

@@ -1,0 +1,51 @@
+"""Fold a skip into the depthwise convolution beside it: RepMixer, conditional position encodings.
+
+Before:
+    y = x + γ (mixer(x) − norm(x))   or   y = conv(x) + x, conv depthwise
+
+After:
+    y = conv(x), depthwise
+
+Algebra:
+    mixer = Σ BNᵢ ∘ convᵢ and norm are depthwise maps K_m, K_n of x, so y = (I + γ(K_m − K_n)) x,
+    I a one at the centre tap.
+
+Legal when:
+    Each convolution keeps the size. `conv(BN(x)) + x`, the mixer as the paper prints it, does
+    not qualify where the batch norm's shift meets zero padding.
+
+Profitable when:
+    All branches are depthwise maps of one tensor.
+
+Source: Vasu et al., "FastViT", ICCV 2023, equations 1 to 3.
+"""
+
+from reparam import Call, Replace, rewrite
+from reparam.region import Candidate, affine_call, merge
+from reparam.values import Conv, Sum
+
+
+def _through(call: Call) -> bool:
+    """Maps that treat each channel by itself."""
+    value = call.value
+    return affine_call(call) and not (isinstance(value, Conv) and not value.depthwise)
+
+
+def _folded(candidate: Candidate) -> bool:
+    """Whether the root is one depthwise convolution that a skip went into."""
+    term = candidate.single
+    return (
+        term is not None
+        and isinstance(term.map, Conv)
+        and term.map.depthwise
+        and term.skips > 0
+        and term.convolutions > 0
+    )
+
+
+@rewrite
+def fold_depthwise_skip(call: Call) -> Replace | None:
+    """Merge a sum of depthwise branches and skips of one input."""
+    if not (isinstance(call.value, Sum) and len(call.inputs) > 1):
+        return None
+    return merge(call, _through, _folded)

@@ -1,0 +1,50 @@
+"""Fold an identity residual into the convolution beside it.
+
+Before:
+    y = BN₁(conv(x)) + BN₂(x)   or   conv(x) + x
+
+After:
+    y = conv(x)
+
+Algebra:
+    x is a 1×1 convolution with the identity matrix: a one at the centre tap of each channel.
+
+Legal when:
+    The convolution keeps the size: stride 1, padding of half its extent, as many channels out as in.
+
+Profitable when:
+    The branch is linear from end to end.
+
+Source: Ding et al., "RepVGG", CVPR 2021, section 3.3.
+"""
+
+from reparam import Call, Declined, Replace, rewrite
+from reparam.region import Candidate, affine_call, merge
+from reparam.values import Conv, Sum
+
+
+def _through(call: Call) -> bool:
+    """Linear calls but depthwise convolutions, which have a pass of their own."""
+    value = call.value
+    return affine_call(call) and not (isinstance(value, Conv) and value.depthwise and not value.affine)
+
+
+def _folded(candidate: Candidate) -> bool:
+    """Whether a skip went into a convolution that mixes channels."""
+    return any(
+        term.skips and term.convolutions and isinstance(term.map, Conv) and not term.map.depthwise
+        for term in candidate.flat
+    )
+
+
+@rewrite
+def fold_identity(call: Call) -> Replace | None:
+    """Merge a sum of linear branches and skips of one input."""
+    if not (isinstance(call.value, Sum) and len(call.inputs) > 1):
+        return None
+    found = merge(call, _through, _folded)
+    if found is None:
+        opaque = next((source for source in call.inputs if not affine_call(source)), None)
+        if opaque is not None:
+            raise Declined(f"its operand is {opaque.value.__name__}, which is not linear", opaque.name)
+    return found

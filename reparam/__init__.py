@@ -1,0 +1,47 @@
+"""A compiler for structural re-parameterization: `fused = reparam.compile(model)`."""
+
+from typing import Any
+
+from reparam.compiler import compile  # noqa: A004 - the name that users of a compiler look for
+from reparam.errors import (
+    CaptureError,
+    Declined,
+    ExportError,
+    MissingExtraError,
+    PassError,
+    ReparamError,
+    SourceError,
+    TrainingModeError,
+    VerificationError,
+)
+from reparam.graph import Apply, Call
+from reparam.lift import lift
+from reparam.pipelines import default_passes
+from reparam.report import Remark, Report, report
+from reparam.rewrite import Replace, require, rewrite
+from reparam.verify import Equivalence, verify
+
+__all__ = [
+    "Apply",
+    "Call",
+    "CaptureError",
+    "Declined",
+    "Equivalence",
+    "ExportError",
+    "MissingExtraError",
+    "PassError",
+    "Remark",
+    "Replace",
+    "Report",
+    "ReparamError",
+    "SourceError",
+    "TrainingModeError",
+    "VerificationError",
+    "compile",
+    "default_passes",
+    "lift",
+    "report",
+    "require",
+    "rewrite",
+    "verify",
+]

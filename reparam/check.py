@@ -1,0 +1,147 @@
+"""Check a rewrite as it happens: old and new expression on random tensors, in float64.
+
+Leaves get sizes at which every border shows: smaller than the kernels, and large enough for an
+interior. What can't be evaluated is no evidence, and no evidence is a failure.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from reparam.errors import Declined
+from reparam.graph import INPUT, Apply, Call, Expression, leaves
+from reparam.sizes import Assignment, Symbol
+from reparam.values import Conv, Layout, Opaque
+from reparam.verify import EXACT, relative_difference
+
+SEED = 20230814
+"""The leaves are the same in every run, so that a compile is reproducible."""
+
+
+def check(rewrite: Mapping[Call, Expression]) -> float:
+    """The largest relative difference that a rewrite makes, over all sizes tried.
+
+    Raises:
+        Declined: if the two sides differ by more than rounding, or can't be evaluated.
+    """
+    known = _leaves(rewrite)
+    for call in known:
+        if call.shape is None:
+            raise Declined("it can't be checked, since a shape is not known", call.name)
+    reach = _reach(rewrite)
+    generator = torch.Generator().manual_seed(SEED)
+    worst, interior = 0.0, False
+    for sizes in ((reach // 2 + 1, reach), (2 * reach + 3, 2 * reach + 4)):
+        tensors = _draw(known, sizes, generator)
+        try:
+            old = [_Evaluation(tensors)(root) for root in rewrite]
+        except RuntimeError:
+            continue  # too small for a kernel; the larger size must do
+        try:
+            new = [_Evaluation(tensors)(expression) for expression in rewrite.values()]
+        except Exception as error:
+            raise Declined(f"its replacement fails: {_line(error)}") from error
+        interior = True
+        for before, after in zip(old, new, strict=True):
+            difference = relative_difference(before, after)
+            if not difference <= EXACT:
+                raise Declined(f"its replacement differs by {difference:.1e}, so it was not done")
+            worst = max(worst, difference)
+    if not interior:
+        raise Declined("it can't be checked, since what it replaces does not run by itself")
+    return worst
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def _leaves(rewrite: Mapping[Call, Expression]) -> list[Call]:
+    """The calls that tensors are drawn for: what both sides are computed from."""
+    cut = set(leaves(rewrite.values())) - set(rewrite)
+    found = set(cut)
+    seen: set[Call] = set()
+    pending = list(rewrite)
+    while pending:
+        call = pending.pop()
+        if call in seen or call in cut:
+            continue
+        seen.add(call)
+        opaque = isinstance(call.value, Opaque) and not isinstance(call.value, Layout)
+        if call.value is INPUT or (opaque and call not in rewrite and call.shape is not None):
+            found.add(call)
+        else:
+            pending.extend(call.inputs)
+    return sorted(found)
+
+
+def _reach(rewrite: Mapping[Call, Expression]) -> int:
+    """The largest number of input positions that one output position depends on, borders too."""
+    convs: list[Conv] = []
+    pending: list[Any] = [*rewrite, *rewrite.values()]
+    cut = set(leaves(rewrite.values())) - set(rewrite)
+    seen: set[int] = set()
+    while pending:
+        part = pending.pop()
+        if not isinstance(part, Call | Apply) or part in cut or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part.value, Conv):
+            convs.append(part.value)
+        if isinstance(part, Apply) or not isinstance(part.value, Opaque) or part in rewrite:
+            pending.extend(part.inputs)
+    extents = [
+        s * (d * (k - 1) + sum(sides)) + s
+        for conv in convs
+        for k, d, s, sides in zip(conv.kernel, conv.dilation, conv.stride, conv.padding, strict=True)
+    ]
+    return max(extents, default=3)
+
+
+def _draw(calls: list[Call], sizes: tuple[int, int], generator: torch.Generator) -> dict[Call, Tensor]:
+    """Random float64 tensors of the calls' shapes; equal symbols get equal sizes."""
+    batch = {c.shape.axes[0].symbols[0] for c in calls if c.shape and c.shape.exact and c.shape.axes and c.shape.axes[0].symbols}
+    numbers: dict[Symbol, int] = dict.fromkeys(batch, 2)
+    assignment = Assignment(sizes, numbers)
+    every = {s for c in calls if c.shape for axis in c.shape.axes for s in axis.symbols}
+    for symbol in sorted(every, key=lambda symbol: symbol.serial):
+        assignment.number(symbol)
+    tensors: dict[Call, Tensor] = {}
+    for call in calls:
+        assert call.shape is not None, "checked before"
+        shape = [assignment(size) for size in call.shape.axes]
+        if not call.shape.exact:
+            shape = [2, *shape]
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+        tensors[call] = drawn.to(_device(call))
+    return tensors
+
+
+def _device(call: Call) -> torch.device:
+    held = (t for c in (call, *call.readers) for t in c.value.tensors())
+    return next((t.device for t in held), torch.device("cpu"))
+
+
+class _Evaluation:
+    """Evaluates calls and expressions from given tensors, each once."""
+
+    def __init__(self, tensors: dict[Call, Tensor]) -> None:
+        self.results: dict[Any, Any] = dict(tensors)
+
+    def __call__(self, part: Call | Apply) -> Any:
+        if part not in self.results:
+            if isinstance(part, Call):
+                args, kwargs = pytree.tree_map_only(
+                    fx.Node, lambda node: self(Call(node)), (part.node.args, part.node.kwargs)
+                )
+            else:
+                kwargs = {}
+                args = pytree.tree_map_only(
+                    (Call, Apply), self, part.inputs, is_leaf=lambda p: isinstance(p, Call | Apply)
+                )
+            with torch.no_grad():
+                self.results[part] = part.value(*args, **kwargs)
+        return self.results[part]

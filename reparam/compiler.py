@@ -1,0 +1,118 @@
+"""The compiler's entry: capture, lift, rewrite, lower, verify, report."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from torch import fx, nn
+
+from reparam.capture import Capture, capture
+from reparam.driver import Driver, Listener
+from reparam.errors import PassError, ReparamError
+from reparam.foreign import run_foreign
+from reparam.lift import lift_graph
+from reparam.lower import lower
+from reparam.pipelines import default_passes
+from reparam.report import Remark, Report, Verification, attach, count
+from reparam.rewrite import Rewrite
+from reparam.verify import verify as verify_models
+
+Pass = Rewrite | Callable[[fx.GraphModule], fx.GraphModule]
+
+
+def compile(  # noqa: A001 - the name that users of a compiler look for
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    passes: Sequence[Pass] | None = None,
+    verify: bool = True,
+    remarks: Listener | None = None,
+) -> fx.GraphModule:
+    """Fuse what can be fused exactly, and return a new model that computes the same function.
+
+    Args:
+        model: any module in evaluation mode. It is not changed, and the result shares no storage
+            with it.
+        example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments. With
+            them, the result as a whole is compared with the model.
+        passes: rewrites (`reparam.rewrite`) and plain torch.fx passes, in order;
+            `default_passes()` if None.
+        verify: whether to check each rewrite in float64 before it is made, and the whole.
+        remarks: called with each `Remark` as it is made.
+
+    Returns:
+        A graph module of torch's own modules and functions; `reparam.report` tells what was done.
+
+    Raises:
+        TrainingModeError: if the model is in training mode.
+        CaptureError: if its forward can't be traced.
+        PassError: if something among `passes` is no pass.
+        VerificationError: if the whole result differs from the model.
+    """
+    chosen = default_passes() if passes is None else tuple(passes)
+    for one in chosen:
+        if not callable(one):
+            raise PassError(f"{one!r} is no pass; use reparam.rewrite, or a function of a GraphModule")
+    if not isinstance(verify, bool):
+        raise ReparamError(f"verify is True or False, not {verify!r}")
+    told = remarks or _ignore
+    original = captured = capture(model)
+    values = lift_graph(captured)
+    found: list[Remark] = []
+    unchecked = 0
+    for ours, group in groupby(chosen, lambda one: isinstance(one, Rewrite)):
+        if ours:
+            driver = Driver(values, tuple(r for r in group if isinstance(r, Rewrite)), verify, told)
+            found += driver.run()
+            unchecked += driver.unchecked
+            continue
+        for foreign in group:
+            captured, values, remark = run_foreign(foreign, captured, values, example_inputs, verify)
+            found.append(remark)
+            told(remark)
+    found += _untraced(original, told)
+    fused = lower(values, captured)
+    whole = None
+    if verify and example_inputs is not None:
+        equivalence = verify_models(model, fused, example_inputs)
+        equivalence.raise_if_different()
+        whole = str(equivalence)
+    attach(fused, _report(model, original, fused, found, verify, unchecked, whole))
+    return fused
+
+
+def _ignore(_: Remark) -> None:
+    """Nobody listens."""
+
+
+def _untraced(captured: Capture, told: Listener) -> list[Remark]:
+    remarks = [
+        Remark("missed", "capture", path, f"it can't be traced and stays as it is: {reason}")
+        for path, reason in captured.untraced.items()
+    ]
+    for remark in remarks:
+        told(remark)
+    return remarks
+
+
+def _report(
+    model: nn.Module,
+    captured: Capture,
+    fused: fx.GraphModule,
+    remarks: list[Remark],
+    verified: bool,
+    unchecked: int,
+    whole: str | None,
+) -> Report:
+    by_kind = {
+        kind: tuple(remark for remark in remarks if remark.kind == kind)
+        for kind in ("applied", "missed", "analysis")
+    }
+    errors = [remark.error for remark in by_kind["applied"] if remark.error is not None]
+    mode = "float64" if verified and not unchecked else "unverified"
+    return Report(
+        **by_kind,
+        before=count(model, captured.graph),
+        after=count(fused, fused.graph),
+        verification=Verification(mode, len(errors), max(errors, default=0.0), whole),
+    )

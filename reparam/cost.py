@@ -1,0 +1,68 @@
+"""What a call costs: operations, and multiply-adds per output pixel."""
+
+from dataclasses import dataclass
+from math import gcd, prod
+
+from reparam.algebra import sum_grid
+from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum, Value
+
+
+@dataclass(frozen=True, order=True)
+class Cost:
+    """Operations that run, and multiply-adds per pixel of a reference tensor.
+
+    The order is that of preference: fewer operations first.
+    """
+
+    operations: int
+    madds: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Both one after the other."""
+        return Cost(self.operations + other.operations, self.madds + other.madds)
+
+
+FREE = Cost(0, 0)
+
+
+def cost(value: Value, channels: int, pixels: float = 1) -> Cost:
+    """The cost of applying a value.
+
+    Args:
+        value: what is applied.
+        channels: of its output, where the value does not say.
+        pixels: of its output, per pixel of the reference tensor.
+    """
+    match value:
+        case Conv():
+            operations = 1 + (value.border is not None)
+            madds = conv_madds(value) + (value.in_channels if value.border is not None else 0)
+            return Cost(operations, madds * pixels)
+        case BatchNorm():
+            return Cost(1, value.mean.numel() * pixels)
+        case Sum(coefficients):
+            multiples = sum(abs(c) != 1 for c in coefficients) + (coefficients == (-1.0,))
+            additions = len(coefficients) - 1
+            unary = coefficients == (1.0,)
+            return Cost(multiples + additions + unary, (multiples + additions) * channels * pixels)
+        case Constant() | Shape():
+            return FREE
+        case Opaque():
+            return Cost(1, 0)
+        case _:
+            return Cost(1, 0)
+
+
+def conv_madds(conv: Conv) -> int:
+    """Multiply-adds per output pixel."""
+    return conv.out_channels * conv.weight.shape[1] * prod(conv.kernel)
+
+
+def summed_madds(a: Conv, b: Conv) -> int:
+    """Multiply-adds per output pixel of `add(a, b)`, without computing it.
+
+    Raises:
+        Declined: if the two can't be added.
+    """
+    groups = gcd(a.groups, b.groups)
+    return a.out_channels * (a.in_channels // groups) * prod(sum_grid(a, b).taps)

@@ -1,0 +1,211 @@
+"""Run passes over a graph of values until nothing changes. The only place that edits the graph."""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from reparam.check import check
+from reparam.cost import Cost, cost
+from reparam.errors import Declined, require
+from reparam.graph import Apply, Call, Expression, ValueGraph, leaves
+from reparam.report import Remark
+from reparam.rewrite import Replace, Rewrite
+from reparam.values import BatchNorm, Conv, Value
+
+Listener = Callable[[Remark], None]
+
+
+@dataclass(frozen=True)
+class _Latest:
+    """Orders a heap by position, the call nearest to the outputs first."""
+
+    call: Call
+
+    def __lt__(self, other: "_Latest") -> bool:
+        return other.call < self.call
+
+
+class Driver:
+    """One run of some rewrites over one graph.
+
+    Every rewrite strictly lowers one measure of what is replaced, so the run ends; each is checked
+    before it is made, so that one that fails has left no trace.
+
+    Attributes:
+        remarks: what was applied, and at the end what was missed.
+        unchecked: rewrites that hold no numbers to check, on the meta device.
+    """
+
+    def __init__(
+        self, values: ValueGraph, passes: tuple[Rewrite, ...], verify: bool, listener: Listener
+    ) -> None:
+        """Take the graph, the passes in their order, and who is told of each remark."""
+        self.values = values
+        self.passes = passes
+        self.verify = verify
+        self.listener = listener
+        self.remarks: list[Remark] = []
+        self.unchecked = 0
+        self._missed: dict[tuple[Call, str], Declined] = {}
+        self._queue: list[_Latest] = []
+        self._queued: set[Call] = set()
+
+    def run(self) -> list[Remark]:
+        """Rewrite until no pass has anything left to do."""
+        self._enqueue(self.values.calls())
+        while self._queue:
+            call = heapq.heappop(self._queue).call
+            self._queued.discard(call)
+            if not call.node._erased:
+                self._visit(call)
+        for (call, rule), declined in sorted(self._missed.items(), key=lambda item: item[0][0]):
+            self._say("missed", rule, call.name, declined.reason, declined.blocker)
+        self.values.graph.lint()
+        return self.remarks
+
+    def _enqueue(self, calls: Any) -> None:
+        for call in calls:
+            if call.node.op == "call_function" and call not in self._queued:
+                self._queued.add(call)
+                heapq.heappush(self._queue, _Latest(call))
+
+    def _visit(self, call: Call) -> None:
+        """Offer a call to each pass in turn until one rewrites it."""
+        for rule in self.passes:
+            self._missed.pop((call, rule.name), None)
+            try:
+                replacement = rule(call)
+                if replacement is None:
+                    continue
+                self._apply(rule, call, replacement)
+            except Declined as declined:
+                self._missed[call, rule.name] = declined
+                continue
+            except Exception as error:  # noqa: BLE001 - a pass may be anyone's
+                line = str(error).strip().split("\n")[0]
+                reason = f"the pass failed with {type(error).__name__}: {line}"
+                self._missed[call, rule.name] = Declined(reason)
+                continue
+            return
+
+    def _apply(self, rule: Rewrite, call: Call, replacement: Replace) -> None:
+        """Check a rewrite and make it.
+
+        Raises:
+            Declined: if it is not right, not smaller, or can't be made.
+        """
+        rewrite = replacement.roots(call)
+        require(all(not root.node._erased for root in rewrite), "it replaces a call that is gone")
+        dead = self.values.dead_after(rewrite)
+        parts = list(_applications(rewrite))
+        old = _measure([c.value for c in dead])
+        new = _measure([part.value for part in parts])
+        require(new < old, f"it would not make the graph smaller: {_size(old)}, then {_size(new)}")
+        _require_representable(rewrite, parts)
+        error = self._checked(rewrite, parts, dead)
+        name = _name(call, dead)
+        message = _effect(call, dead)
+        around = {reader for c in dead for source in c.inputs for reader in source.readers}
+        made = self.values.replace(rewrite)
+        for fresh in made:
+            fresh.node.meta["path"] = name
+        for gone in dead:
+            for other in self.passes:
+                self._missed.pop((gone, other.name), None)
+        self._say("applied", rule.name, name, message, None, error)
+        readers = {reader for c in made for reader in c.readers}
+        readers |= {reader for root in leaves(rewrite.values()) for reader in root.readers}
+        further = {reader for reader in readers for reader in reader.readers}
+        near = {*made, *readers, *further, *around}
+        self._enqueue(c for c in near if not c.node._erased)
+
+    def _checked(
+        self, rewrite: dict[Call, Expression], parts: list[Apply], dead: set[Call]
+    ) -> float | None:
+        values = [*(part.value for part in parts), *(call.value for call in dead)]
+        if any(tensor.is_meta for value in values for tensor in value.tensors()):
+            self.unchecked += 1
+            return None
+        return check(rewrite) if self.verify else None
+
+    def _say(
+        self, kind: Any, rule: str, call: str, message: str, blocker: str | None, error: float | None = None
+    ) -> None:
+        remark = Remark(kind, rule, call, message, blocker, error)
+        same = (r.call == call and r.message == message and r.kind == "missed" for r in self.remarks)
+        if kind == "missed" and any(same):
+            return
+        self.remarks.append(remark)
+        self.listener(remark)
+
+
+def _applications(rewrite: dict[Call, Expression]) -> Any:
+    """Every application in the expressions, each once."""
+    seen: set[int] = set()
+    pending: list[Any] = list(rewrite.values())
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Apply) and id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            pending.extend(part.inputs)
+        elif isinstance(part, tuple | list):
+            pending.extend(part)
+
+
+def _measure(values: list[Value]) -> Cost:
+    """The measure that every rewrite lowers: operations, then elements of weights."""
+    total = Cost(0, 0)
+    for value in values:
+        elements = sum(tensor.numel() for tensor in value.tensors())
+        total += Cost(cost(value, 0).operations, elements)
+    return total
+
+
+def _size(measure: Cost) -> str:
+    return f"{measure.operations} operations with {measure.madds:,.0f} weights"
+
+
+def _require_representable(rewrite: dict[Call, Expression], parts: list[Apply]) -> None:
+    """Refuse numbers that overflow, or that were no numbers to begin with."""
+    shapes = [root.shape for root in rewrite]
+    for part in parts:
+        for tensor in part.value.tensors():
+            if not isinstance(part.value, Conv) or tensor.is_meta:
+                continue
+            dtype = shapes[0].dtype if shapes[0] is not None else None
+            require(dtype is not None, "the dtype of its input is not known; pass example_inputs")
+            require(bool(torch.isfinite(tensor).all()), "a weight or a statistic is not finite")
+            finite = bool(torch.isfinite(tensor.to(dtype)).all())
+            require(finite, f"a folded weight overflows {str(dtype).removeprefix('torch.')}")
+
+
+def _named(calls: set[Call]) -> list[Call]:
+    """The calls that hold weights."""
+    return sorted(call for call in calls if isinstance(call.value, Conv | BatchNorm))
+
+
+def _name(root: Call, dead: set[Call]) -> str:
+    """A name for what replaces some calls: of the one convolution, or what all names begin with."""
+    convs = [call for call in _named(dead) if isinstance(call.value, Conv) and not call.value.affine]
+    if len(convs) == 1:
+        return convs[0].name
+    names = [call.name.split(".") for call in convs or _named(dead)]
+    shared: list[str] = []
+    for parts in zip(*names, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared) or root.name
+
+
+def _effect(root: Call, dead: set[Call]) -> str:
+    """What a rewrite did, by the names of what it took in."""
+    names = [call.name for call in _named(dead)] or [root.name]
+    if len(names) == 1:
+        return f"{names[0]} is gone" if isinstance(root.value, BatchNorm) else f"{root.name} is gone"
+    shown = ", ".join(names[1:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")  # noqa: PLR2004
+    return f"{shown} into {names[0]}"

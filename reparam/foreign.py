@@ -1,0 +1,92 @@
+"""Run a plain torch.fx pass, `GraphModule -> GraphModule`, between our own, and check the whole."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from reparam.capture import Capture, capture
+from reparam.errors import Declined, require
+from reparam.graph import Call, ValueGraph
+from reparam.lift import lift_graph
+from reparam.lower import lower
+from reparam.report import Remark
+from reparam.sizes import Assignment
+from reparam.verify import EXACT, relative_difference, split_inputs
+
+FxPass = Callable[[fx.GraphModule], fx.GraphModule]
+SIZES = (64, 72)
+"""Height and width of the images that a pass is checked on if no example inputs are given."""
+
+
+def run_foreign(
+    foreign: FxPass, captured: Capture, values: ValueGraph, example_inputs: Any, verify: bool
+) -> tuple[Capture, ValueGraph, Remark]:
+    """Run the pass on a copy of the model as it stands.
+
+    Returns:
+        What it made, captured and lifted, with an applied remark; or, if the pass fails or
+        computes something else, what there was, with a missed one.
+    """
+    name = getattr(foreign, "__name__", type(foreign).__name__)
+    before = lower(values, captured)
+    try:
+        after = foreign(copy.deepcopy(before))
+        require(isinstance(after, fx.GraphModule), f"it returned {type(after).__name__}, not a GraphModule")
+        after.graph.lint()
+        after.recompile()
+        error = _difference(before, after, values, example_inputs) if verify else None
+        again = capture(after.eval())
+        return again, lift_graph(again), Remark("applied", name, "the whole graph", "rewritten", None, error)
+    except Declined as declined:
+        reason = declined.reason
+    except Exception as failure:  # noqa: BLE001 - a pass may be anyone's
+        line = str(failure).strip().split("\n")[0]
+        reason = f"the pass failed with {type(failure).__name__}: {line}"
+    return captured, values, Remark("missed", name, "the whole graph", f"rolled back: {reason}")
+
+
+def _difference(
+    before: fx.GraphModule, after: fx.GraphModule, values: ValueGraph, example_inputs: Any
+) -> float:
+    """The relative difference of two graph modules in float64.
+
+    Raises:
+        Declined: if it is more than rounding, or can't be known.
+    """
+    args, kwargs = split_inputs(_drawn(values) if example_inputs is None else example_inputs)
+    wide: Any = pytree.tree_map_only(Tensor, _wide, (args, kwargs))
+    with torch.no_grad():
+        old, new = (
+            pytree.tree_leaves(copy.deepcopy(module).double()(*copy.deepcopy(wide[0]), **wide[1]))
+            for module in (before, after)
+        )
+    require(len(old) == len(new), "it returns another number of outputs")
+    worst = max(
+        (relative_difference(a, b) for a, b in zip(old, new, strict=True) if isinstance(a, Tensor)),
+        default=0.0,
+    )
+    require(worst <= EXACT, f"its result differs by {worst:.1e}")
+    return worst
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _drawn(values: ValueGraph) -> tuple[Tensor, ...]:
+    """Random inputs of the shapes that the graph itself asks for."""
+    inputs = [Call(node) for node in values.graph.nodes if node.op == "placeholder"]
+    drawn: list[Tensor] = []
+    for call in inputs:
+        shape = call.shape
+        require(shape is not None, "it can't be checked without example_inputs")
+        assert shape is not None
+        batch = {s: 2 for s in (shape.axes[0].symbols if shape.exact and shape.axes else ())}
+        assignment = Assignment(SIZES, dict(batch))
+        sizes = [assignment(size) for size in shape.axes]
+        drawn.append(torch.randn(sizes if shape.exact else [2, *sizes], dtype=torch.float64))
+    return tuple(drawn)

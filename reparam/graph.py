@@ -1,0 +1,224 @@
+"""The graph of values: a `torch.fx.Graph` whose call targets are values.
+
+`Call` is the read-only view of a node that passes get; `ValueGraph` adds what lifting knows about
+the nodes. Only the driver edits it, through `ValueGraph.replace`.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from reparam.errors import require
+from reparam.facts import Facts, TensorFacts, facts_of
+from reparam.sizes import SymbolTable
+from reparam.values import Opaque, Shape, Value
+
+INPUT = Opaque("input", reason="an input of the model")
+OUTPUT = Opaque("output", reason="an output of the model")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One application of a value, as passes see it. Two views of one node are equal."""
+
+    node: fx.Node
+
+    @property
+    def value(self) -> Value:
+        """What is computed; `INPUT` and `OUTPUT` stand for the graph's own ends."""
+        target: Any = self.node.target
+        if isinstance(target, Value):
+            return target
+        return OUTPUT if self.node.op == "output" else INPUT
+
+    @property
+    def name(self) -> str:
+        """The name, after the module or function that the call came from."""
+        return self.node.meta.get("path") or self.node.name
+
+    @property
+    def inputs(self) -> tuple["Call", ...]:
+        """The calls in argument position, one entry per position: `add(x, x)` has two."""
+        return tuple(map(Call, _nodes((self.node.args, self.node.kwargs))))
+
+    @property
+    def readers(self) -> tuple["Call", ...]:
+        """Who reads the tensor, one entry per argument position; reads of its shape don't count."""
+        found: list[Call] = []
+        for user in self.node.users:
+            reader = Call(user)
+            if not isinstance(reader.value, Shape):
+                found.extend(reader for source in reader.inputs if source == self)
+        return tuple(found)
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the result without running: see `reparam.facts`."""
+        return self.node.meta.get("facts")
+
+    @property
+    def shape(self) -> TensorFacts | None:
+        """The facts, where the result is known to be a tensor."""
+        return self.facts if isinstance(self.facts, TensorFacts) else None
+
+    def __lt__(self, other: "Call") -> bool:
+        """Whether this one runs before the other."""
+        return self.node < other.node
+
+    def __repr__(self) -> str:
+        """The name and what is computed."""
+        return f"{self.name}: {self.value.__name__}"
+
+
+@dataclass(frozen=True, eq=False)
+class Apply:
+    """A value applied to calls or to other applications; numbers may stand between them.
+
+    An application that stands twice in one rewrite is computed once.
+    """
+
+    value: Value
+    inputs: tuple[Any, ...]
+
+
+Expression = Call | Apply
+
+
+class ValueGraph:
+    """A graph of values and the symbols of its sizes."""
+
+    def __init__(self, symbols: SymbolTable) -> None:
+        """Start empty."""
+        self.graph = fx.Graph()
+        self.symbols = symbols
+
+    def calls(self) -> Iterator[Call]:
+        """All calls in order of execution, the graph's inputs included."""
+        return (Call(node) for node in self.graph.nodes if node.op != "output")
+
+    @property
+    def output(self) -> Call:
+        """The call that stands for the outputs."""
+        return Call(self.graph.output_node())
+
+    def apply(self, value: Value, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Call:
+        """Add a call at the insertion point."""
+        node = self.graph.create_node("call_function", value, args, kwargs, name=name)
+        call = Call(node)
+        node.meta["facts"] = facts_of(value, node.args, node.kwargs, _facts, self.symbols)
+        return call
+
+    def replace(self, rewrite: dict[Call, Expression]) -> list[Call]:
+        """Put expressions in the place of calls, and drop what nothing reads then.
+
+        Returns:
+            The calls that are new.
+
+        Raises:
+            Declined: if the sizes of a call that goes are read, and no other tensor has them. The
+                graph is as it was then.
+        """
+        dead = self.dead_after(rewrite)
+        for reader, source, twin in [move for call in dead for move in self._moves(call, dead, rewrite)]:
+            reader.node.replace_input_with(source.node, twin.node)
+        built: dict[int, Call] = {}
+        new: list[Call] = []
+        for root, expression in sorted(rewrite.items(), key=lambda item: item[0]):
+            with self.graph.inserting_before(root.node):
+                replacement = self._build(expression, root, built, new)
+            if isinstance(expression, Apply) and root.facts is not None:
+                # What stood there may be known better than what follows from the new inputs.
+                replacement.node.meta["facts"] = root.facts
+            root.node.replace_all_uses_with(replacement.node)
+        for call in sorted(dead, reverse=True):
+            self.graph.erase_node(call.node)
+        return new
+
+    def dead_after(self, rewrite: dict[Call, Expression]) -> set[Call]:
+        """The calls that nothing would read after a rewrite, its roots included."""
+        kept = set(leaves(rewrite.values()))
+        dead = set(rewrite)
+        pending = [source for root in rewrite for source in root.inputs]
+        while pending:
+            call = pending.pop()
+            if call in dead or call in kept or call.value in (INPUT, OUTPUT) or not removable(call):
+                continue
+            if all(reader in dead for reader in call.readers):
+                dead.add(call)
+                pending.extend(call.inputs)
+        return dead
+
+    def _moves(
+        self, call: Call, dead: set[Call], rewrite: dict[Call, Expression]
+    ) -> Iterator[tuple[Call, Call, Call]]:
+        """For each read of a dead call's sizes: the reader, the call, and a tensor to read instead."""
+        for user in call.node.users:
+            reader = Call(user)
+            if call in rewrite or reader in dead or not isinstance(reader.value, Shape):
+                continue
+            alive = (c for c in self.calls() if c < reader and (c in rewrite or c not in dead))
+            twin = next((c for c in alive if c != call and same_sizes(c, call)), None)
+            require(twin is not None, "its sizes are read, and no other tensor has them", call.name)
+            if twin is not None:
+                yield reader, call, twin
+
+    def _build(
+        self, expression: Expression, root: Call, built: dict[int, Call], new: list[Call]
+    ) -> Call:
+        if isinstance(expression, Call):
+            return expression
+        if id(expression) not in built:
+            inputs = pytree.tree_map_only(
+                (Call, Apply),
+                lambda part: self._build(part, root, built, new).node,
+                expression.inputs,
+                is_leaf=lambda part: isinstance(part, Call | Apply),
+            )
+            call = self.apply(expression.value, inputs, {}, root.node.name)
+            built[id(expression)] = call
+            new.append(call)
+        return built[id(expression)]
+
+
+def _nodes(argument: Any) -> Iterator[fx.Node]:
+    """The nodes in an argument, one entry per position."""
+    if isinstance(argument, fx.Node):
+        yield argument
+    elif isinstance(argument, tuple | list):
+        for part in argument:
+            yield from _nodes(part)
+    elif isinstance(argument, dict):
+        yield from _nodes(tuple(argument.values()))
+
+
+def removable(call: Call) -> bool:
+    """Whether a call may go when nothing reads it: it has no effect beside its result."""
+    return not isinstance(call.value, Opaque) or call.value.pure
+
+
+def leaves(expressions: Iterable[Expression]) -> Iterator[Call]:
+    """The calls that expressions are applied to."""
+    pending: list[Any] = list(expressions)
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Call):
+            yield part
+        elif isinstance(part, Apply):
+            pending.extend(part.inputs)
+        elif isinstance(part, tuple | list):
+            pending.extend(part)
+
+
+def _facts(argument: Any) -> Any:
+    """An argument with the facts of nodes in their place."""
+    return pytree.tree_map_only(fx.Node, lambda node: node.meta.get("facts"), argument)
+
+
+def same_sizes(a: Call, b: Call) -> bool:
+    """Whether two tensors are known to have the same number of axes and the same sizes."""
+    if a.shape is None or b.shape is None or not (a.shape.exact and b.shape.exact):
+        return False
+    return a.shape.axes == b.shape.axes

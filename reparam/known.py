@@ -1,0 +1,121 @@
+"""What is known of torch's own functions and modules that are no linear maps.
+
+Only what inference of sizes, dead code and layouts need: which ones act on each element alone,
+which rearrange, which have an effect.
+"""
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reparam.sizes import Size, product
+
+POINTWISE_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
+    nn.Mish, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid,
+    nn.Softplus, nn.Softsign, nn.Softmax, nn.LogSoftmax, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
+)  # fmt: skip
+
+POINTWISE_NAMES = {
+    "relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "sigmoid",
+    "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "softmax",
+    "log_softmax", "layer_norm", "group_norm", "rms_norm", "exp", "sqrt", "rsqrt", "abs", "clamp",
+    "clone", "contiguous", "detach", "erf", "square",
+}  # fmt: skip
+
+ELEMENTWISE_NAMES = {
+    "add", "sub", "mul", "truediv", "floordiv", "div", "neg", "pow", "maximum", "minimum", "eq",
+    "ne", "lt", "le", "gt", "ge", "mod",
+}  # fmt: skip
+
+POOL_NAMES = {"adaptive_avg_pool2d", "adaptive_max_pool2d"}
+
+KINDS = {
+    **dict.fromkeys(POINTWISE_NAMES, "pointwise"),
+    **dict.fromkeys(ELEMENTWISE_NAMES, "elementwise"),
+    **dict.fromkeys(POOL_NAMES, "pool"),
+    "matmul": "matmul",
+    "scaled_dot_product_attention": "attention",
+    "getitem": "getitem",
+    "dim": "rank",
+    "ndimension": "rank",
+    "getattr": "getattr",
+    "flatten": "reshape",
+    "reshape": "reshape",
+    "view": "reshape",
+    "unflatten": "reshape",
+    "permute": "permute",
+    "transpose": "permute",
+    "swapaxes": "permute",
+    "select": "select",
+    "unbind": "unbind",
+    "chunk": "chunk",
+    "split": "split",
+}
+"""By the name that a function and the method of its name share."""
+
+MODULES_WITH_FUNCTIONS = (operator, torch, F, torch._C._nn)
+
+
+def kind(target: Any) -> str | None:
+    """What a target does, or None where that is not known here."""
+    if isinstance(target, nn.Module):
+        if type(target) in POINTWISE_MODULES:
+            return "pointwise"
+        if type(target) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
+            return "pool" if target.output_size in (1, (1, 1)) else None
+        return None
+    return KINDS.get(name(target) or "")
+
+
+def home(function: Any) -> Any:
+    """The module of torch or Python that a function is from; None for one of a user's."""
+    own = getattr(function, "__name__", "")
+    return next((m for m in MODULES_WITH_FUNCTIONS if getattr(m, own, None) is function), None)
+
+
+def name(target: Any) -> str | None:
+    """The name that a method and torch's or Python's own function of that name share."""
+    if isinstance(target, str):
+        return target
+    own = target is getattr or home(target) is not None
+    return target.__name__ if own else None
+
+
+def pure(target: Any) -> bool:
+    """Whether a target is known to have no effect and no randomness."""
+    return kind(target) is not None
+
+
+def reshaped(target: Any, axes: tuple[Size, ...], sizes: list[Any]) -> tuple[Size, ...] | None:
+    """The axes after a flatten, reshape, view or unflatten with these further arguments."""
+    name = target if isinstance(target, str) else target.__name__
+    rank = len(axes)
+    if name == "flatten":
+        first, last = [*sizes, *(0, -1)[len(sizes) :]]
+        if not isinstance(first, int) or not isinstance(last, int) or rank == 0:
+            return None
+        first, last = first % rank, last % rank
+        return (*axes[:first], product(axes[first : last + 1]), *axes[last + 1 :])
+    if name == "unflatten":
+        axis, parts = sizes
+        new = _fill(axes[axis], list(parts))
+        return None if new is None else (*axes[: axis % rank], *new, *axes[axis % rank + 1 :])
+    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        sizes = list(sizes[0])
+    return _fill(product(axes), sizes)
+
+
+def _fill(total: Size, sizes: list[Any]) -> tuple[Size, ...] | None:
+    """Sizes of which at most one is -1, which stands for what is left of the total."""
+    parts = [Size(size) if isinstance(size, int) else size for size in sizes]
+    if not all(isinstance(part, Size) for part in parts):
+        return None
+    rest = product(tuple(part for part in parts if part.factor != -1))
+    if sum(part.factor == -1 for part in parts) == 1:
+        left = total.divided_by(rest)
+        return None if left is None else tuple(left if p.factor == -1 else p for p in parts)
+    return tuple(parts) if rest == total else None

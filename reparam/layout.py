@@ -1,0 +1,124 @@
+"""Follow channels through reshapes, permutations, selections and slices.
+
+Each axis of a tensor is a product of factors, most significant first. A factor either counts
+through channels of the tensor that the track began at, with a stride, or through anything else.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reparam.errors import Declined, require
+from reparam.facts import TensorFacts
+from reparam.graph import Call
+from reparam.sizes import ONE, Size
+from reparam.values import Layout
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A part of an axis: its size, and by how many channels a step moves; 0 for none."""
+
+    size: Size
+    stride: int = 0
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where the channels of a tensor are in one that was rearranged from it.
+
+    Attributes:
+        axes: the factors of each axis.
+        first: the channel at index 0 of all of them.
+    """
+
+    axes: tuple[tuple[Factor, ...], ...]
+    first: int = 0
+
+    @staticmethod
+    def start(shape: TensorFacts, n: int) -> "Track":
+        """The track of a tensor whose channel axis stands before n spatial axes."""
+        require(shape.exact, "the number of axes of its input is not known")
+        channel = len(shape.axes) - n - 1
+        require(shape.axes[channel].known, "the number of channels is not known")
+        axes = tuple(
+            (Factor(size, 1 if axis == channel else 0),) for axis, size in enumerate(shape.axes)
+        )
+        return Track(axes)
+
+    def through(self, call: Call) -> "Track":
+        """The track after one more layout.
+
+        Raises:
+            Declined: if it can't be followed.
+        """
+        layout = call.value
+        assert isinstance(layout, Layout), "only layouts rearrange"
+        match layout.kind:
+            case "permute":
+                kept = len(self.axes) - len(layout.axes)
+                order = [*range(kept), *(axis % len(self.axes) for axis in layout.axes)]
+                return Track(tuple(self.axes[axis] for axis in order), self.first)
+            case "select":
+                axis, index = layout.index
+                position = axis % len(self.axes)
+                rest = self.axes[:position] + self.axes[position + 1 :]
+                return Track(rest, self.first + self._step(position) * index)
+            case "slice":
+                axis, start = layout.index
+                position = axis % len(self.axes)
+                step = self._step(position)
+                part = (Factor(Size(layout.length), step),)
+                axes = (*self.axes[:position], part, *self.axes[position + 1 :])
+                return Track(axes, self.first + step * start)
+            case _:
+                require(call.shape is not None, "its shape is not known", call.name)
+                assert call.shape is not None
+                return Track(_regrouped(self.axes, call.shape.axes), self.first)
+
+    def _step(self, position: int) -> int:
+        """The stride of an axis of one factor."""
+        factors = [f for f in self.axes[position] if f.size != ONE]
+        require(len(factors) <= 1, "channels are mixed with other axes")
+        return factors[0].stride if factors else 0
+
+    def channels(self) -> Tensor:
+        """The channel of each index along the channel factors: one axis for each axis here."""
+        grid = torch.zeros((1,) * len(self.axes), dtype=torch.int64) + self.first
+        for axis, factors in enumerate(self.axes):
+            if not any(factor.stride for factor in factors):
+                continue
+            require(all(f.stride for f in factors), "channels are mixed with other axes")
+            index = torch.zeros((), dtype=torch.int64)
+            for factor in factors:
+                steps = torch.arange(factor.size.factor) * factor.stride
+                index = (index[..., None] + steps).flatten() if index.ndim else steps
+            grid = grid + index.reshape(-1, *(1,) * (len(self.axes) - axis - 1))
+        return grid
+
+
+def _regrouped(axes: tuple[tuple[Factor, ...], ...], sizes: tuple[Size, ...]) -> tuple[tuple[Factor, ...], ...]:
+    """The same factors in order, split among axes of these sizes."""
+    left = [factor for factors in axes for factor in factors if factor.size != ONE]
+    grouped: list[tuple[Factor, ...]] = []
+    for size in sizes:
+        taken: list[Factor] = []
+        while size != ONE:
+            require(bool(left), "its shape is not known well enough")
+            factor = left.pop(0)
+            rest = size.divided_by(factor.size)
+            if rest is not None:
+                taken.append(factor)
+                size = rest
+                continue
+            low = factor.size.divided_by(size)
+            if low is None:
+                raise Declined("channels are mixed with other axes")
+            step = factor.stride * low.factor if low.known or not factor.stride else 0
+            taken.append(Factor(size, step))
+            left.insert(0, Factor(low, factor.stride))
+            size = ONE
+        grouped.append(tuple(taken) or (Factor(ONE),))
+    require(not left, "its shape is not known well enough")
+    return tuple(grouped)

@@ -1,0 +1,289 @@
+"""Transcribe a traced graph into the graph of values. No algebra happens here.
+
+Module attributes are read here and in `reparam.lower` alone. What a call was, and which of its
+arguments became part of its value, is kept in the node's `source`, so that a call which no pass
+touches is lowered to just what it was.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from reparam import known
+from reparam.capture import Capture, hooked
+from reparam.constants import Constants, attribute
+from reparam.effects import fenced, writes
+from reparam.errors import Declined, PassError
+from reparam.facts import TensorFacts
+from reparam.graph import Apply, Call, ValueGraph
+from reparam.lift_functions import ARGUMENTS, RULES, Lifted, permutation
+from reparam.lift_modules import module_value
+from reparam.sizes import Size, SymbolTable
+from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Value
+
+M = TypeVar("M", bound=nn.Module)
+Meaning = Callable[..., Value | Apply]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The traced call that a value was transcribed from.
+
+    Attributes:
+        node: the traced call.
+        inputs: which of its arguments the value is applied to; the others are constants.
+    """
+
+    node: fx.Node
+    inputs: tuple[fx.Node, ...]
+
+
+def lift(layer: type[M]) -> Callable[[Callable[[M], Value]], Callable[[M], Value]]:
+    """Say what a layer of your own means, as a value of its one input.
+
+    ```python
+    @reparam.lift(ScaledLinear)
+    def _(layer: ScaledLinear) -> Value:
+        return Conv(layer.weight * layer.gain, layer.bias)
+    ```
+
+    The meaning holds for just this class, not for its subclasses. It is compared with the layer
+    itself, in float64, at every compile; where the two differ the layer stays as it is.
+
+    Args:
+        layer: the class of the layer.
+
+    Raises:
+        PassError: if it is no `torch.nn.Module` class.
+    """
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        raise PassError(f"lift takes a class of torch.nn.Module, not {layer!r}")
+
+    def register(meaning: Callable[[M], Value]) -> Callable[[M], Value]:
+        # The class carries its own meaning: no table that an import would have to fill.
+        layer.__reparam_lift__ = staticmethod(meaning)  # type: ignore[attr-defined]
+        return meaning
+
+    return register
+
+
+class _Lifter:
+    """One round of transcription; the symbols of sizes are shared by all rounds."""
+
+    def __init__(
+        self, capture: Capture, known_inputs: dict[fx.Node, TensorFacts], symbols: SymbolTable
+    ) -> None:
+        self.capture = capture
+        self.values = ValueGraph(symbols)
+        self.fence = fenced(capture.graph, capture.root)
+        self.constants = Constants(capture.graph, capture.root, self.fence)
+        self.known_inputs = known_inputs
+        self.lifted: dict[fx.Node, fx.Node] = {}
+
+    def constant(self, argument: Any) -> Any:
+        return self.constants.content(argument)
+
+    def facts(self, argument: Any) -> Any:
+        if not isinstance(argument, fx.Node) or argument in self.constants:
+            return argument
+        return self.lifted[argument].meta.get("facts")
+
+    def run(self) -> ValueGraph:
+        for node in self.capture.graph.nodes:
+            if node.op == "placeholder":
+                copy = self.values.graph.node_copy(node)
+                copy.meta = {"facts": self.known_inputs.get(node)}
+                self.lifted[node] = copy
+            elif node.op == "output":
+                self.values.graph.output(self._mapped(node.args[0]))
+            elif node not in self.constants:
+                self._call(node)
+        self._drop_unused()
+        return self.values
+
+    def _drop_unused(self) -> None:
+        """Drop what only fed arguments that became part of a value."""
+        for node in reversed(self.values.graph.nodes):
+            call = Call(node)
+            pure = not isinstance(call.value, Opaque) or call.value.pure
+            if node.op == "call_function" and not node.users and pure:
+                self.values.graph.erase_node(node)
+
+    def _mapped(self, argument: Any) -> Any:
+        return pytree.tree_map_only(fx.Node, self._node, argument)
+
+    def _node(self, node: fx.Node) -> fx.Node:
+        """The node of the graph of values; constants are transcribed when first read."""
+        if node not in self.lifted:
+            if node.op == "get_attr":
+                content = attribute(self.capture.root, str(node.target))
+                self._add(node, Constant(content), (), {}, Source(node, ()), str(node.target))
+            else:
+                self._opaque(node, None)
+        return self.lifted[node]
+
+    def _call(self, node: fx.Node) -> None:
+        """Transcribe a call: by its rule, or as opaque."""
+        reason = "another call writes to a tensor that it touches" if node in self.fence else None
+        try:
+            found = None if reason else self._rule(node)
+        except Declined as declined:
+            found, reason = None, declined.reason
+        if found is None:
+            self._opaque(node, reason)
+            return
+        value, args = found
+        inputs = tuple(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, fx.Node))
+        self._demand(value, args)
+        source = None if isinstance(value, Layout) else Source(node, inputs)
+        self._add(node, value, self._mapped(args), {}, source)
+
+    def _add(
+        self,
+        node: fx.Node,
+        value: Value,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        source: Source | None,
+        path: str | None = None,
+    ) -> None:
+        call = self.values.apply(value, args, kwargs, node.name)
+        if node in self.known_inputs and call.facts is None:
+            call.node.meta["facts"] = self.known_inputs[node]
+        call.node.meta["path"] = path or _path(node)
+        call.node.meta["source"] = source
+        self.lifted[node] = call.node
+
+    def _opaque(self, node: fx.Node, reason: str | None) -> None:
+        """Carry a call through as it is; a write that nobody sees becomes out-of-place."""
+        target: Any = node.target
+        module = attribute(self.capture.root, target) if node.op == "call_module" else None
+        pinned = node in self.fence
+        kwargs = dict(node.kwargs)
+        if not pinned and module is None and writes(node, None):
+            kwargs.pop("inplace", None)
+            target = _out_of_place(target)
+        value = Opaque(
+            module if module is not None else target,
+            path=str(node.target) if module is not None else None,
+            reason=reason or self.capture.untraced.get(str(node.target)),
+            pinned=pinned,
+            pure=not pinned and known.pure(module if module is not None else target),
+        )
+        self._add(node, value, self._mapped(node.args), self._mapped(kwargs), None)
+
+    def _rule(self, node: fx.Node) -> Lifted | None:
+        if node.op == "call_module":
+            return self._module(node)
+        target = _out_of_place(node.target) if writes(node, None) else node.target
+        name = known.name(target)
+        if name is None:
+            return None
+        if known.kind(name) == "reshape":
+            return self._reshape(node)
+        if name == "permute":
+            layout = permutation(node.target, node.args, self.facts(node.args[0]))
+            return None if layout is None else (layout, node.args)
+        if name not in RULES:
+            return None
+        names = ARGUMENTS[name]
+        arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        arguments.pop("inplace", None)
+        return RULES[name](self, arguments)
+
+    def _reshape(self, node: fx.Node) -> Lifted | None:
+        if node.kwargs:
+            return None
+        return Layout(node.target, pure=True, kind="reshape"), node.args
+
+    def _module(self, node: fx.Node) -> Lifted | None:
+        module: Any = attribute(self.capture.root, str(node.target))
+        if hooked(module):
+            raise Declined("it has forward hooks")
+        if node.kwargs or len(node.args) != 1:
+            return None
+        if isinstance(module, nn.Flatten):
+            value = Layout(torch.flatten, pure=True, kind="reshape")
+            return value, (node.args[0], module.start_dim, module.end_dim)
+        facts = self.facts(node.args[0])
+        axes = len(facts.axes) if isinstance(facts, TensorFacts) and facts.exact else None
+        meaning: Any = vars(type(module)).get("__reparam_lift__")
+        value = meaning(module) if meaning else module_value(module, axes)
+        return None if value is None else (value, (node.args[0],))
+
+    def _demand(self, value: Value, args: tuple[Any, ...]) -> None:
+        """Note what a value needs of its input, where the input itself is not known.
+
+        A batch norm over images, for one, takes tensors of four axes only: so much is then known
+        of whatever led there by steps that keep the axes.
+        """
+        if isinstance(value, Conv) and not value.affine:
+            self._learn(args[0], value.n, value.in_channels, value.weight.dtype, exact=False)
+        elif isinstance(value, BatchNorm) and value.n is not None:
+            self._learn(args[0], value.n, value.mean.numel(), None, exact=True)
+
+    def _learn(
+        self, node: fx.Node, n: int, channels: int | None, dtype: torch.dtype | None, exact: bool
+    ) -> None:
+        """Note that a tensor has these channels before n spatial axes; if `exact`, one axis more."""
+        fresh = self.values.symbols.fresh
+        have = self.facts(node)
+        if have is None:
+            width = fresh() if channels is None else Size(channels)
+            axes = (width, *(fresh() for _ in range(n)))
+            self.known_inputs[node] = TensorFacts((fresh(), *axes) if exact else axes, exact, dtype)
+            self.lifted[node].meta["facts"] = self.known_inputs[node]
+        elif isinstance(have, TensorFacts) and node in self.known_inputs:
+            axes = have.axes
+            if channels is not None and len(axes) > n and not axes[-n - 1].known:
+                axes = (*axes[: len(axes) - n - 1], Size(channels), *axes[len(axes) - n :])
+            if exact and not have.exact and len(axes) == n + 1:
+                axes = (fresh(), *axes)
+            exact = have.exact or len(axes) > len(have.axes)
+            self.known_inputs[node] = TensorFacts(axes, exact, have.dtype or dtype)
+        elif exact and isinstance(have, TensorFacts) and not have.exact and keeps_axes(Call(self.lifted[node])):
+            self._learn(node.all_input_nodes[0], n, None, None, exact=True)
+
+def keeps_axes(call: Call) -> bool:
+    """Whether the result has as many axes as the first input."""
+    value = call.value
+    if isinstance(value, Conv | BatchNorm):
+        return True
+    return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
+
+
+def _out_of_place(target: Any) -> Any:
+    """The function or method that computes the same without writing."""
+    if isinstance(target, str):
+        return target.removesuffix("_")
+    name = target.__name__
+    plain = name[1:] if getattr(target, "__module__", "") == "_operator" else name.removesuffix("_")
+    return getattr(known.home(target), plain, target)
+
+
+def _path(node: fx.Node) -> str:
+    """Where the call stands in the model, for names and remarks."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack")
+    owner = next(reversed(stack.values()))[0] if stack else ""
+    return f"{owner}.{node.name}" if owner else node.name
+
+
+def lift_graph(capture: Capture) -> ValueGraph:
+    """Transcribe a traced model.
+
+    What a call demands of an input becomes known only after that input was transcribed, so this
+    goes on until nothing more is learned.
+    """
+    symbols = SymbolTable()
+    known_inputs: dict[fx.Node, TensorFacts] = {}
+    while True:
+        before = dict(known_inputs)
+        values = _Lifter(capture, known_inputs, symbols).run()
+        if known_inputs == before:
+            return values

@@ -1,0 +1,258 @@
+"""What torch's functions, operators and methods mean, as values.
+
+A rule gets a call's arguments, named as torch names them, and returns the value with the
+arguments that it is applied to; None where the call is nothing known.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from reparam.algebra import affine
+from reparam.errors import Declined
+from reparam.facts import TensorFacts
+from reparam.known import kind
+from reparam.lift_modules import batch_norm, convolution
+from reparam.values import IDENTITY, Layout, Shape, Sum, Value
+
+
+class Context(Protocol):
+    """What rules may ask about the arguments of a call."""
+
+    def constant(self, argument: Any) -> Any:
+        """The content of an argument that no input has a part in, else None."""
+        ...
+
+    def facts(self, argument: Any) -> Any:
+        """The facts of an argument that is a call."""
+        ...
+
+
+Lifted: TypeAlias = tuple[Value, tuple[Any, ...]]
+Rule: TypeAlias = Callable[[Context, dict[str, Any]], Lifted | None]
+
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "add": ("input", "other"),
+    "sub": ("input", "other"),
+    "mul": ("input", "other"),
+    "truediv": ("input", "other"),
+    "div": ("input", "other"),
+    "neg": ("input",),
+    "linear": ("input", "weight", "bias"),
+    **dict.fromkeys(
+        ("conv1d", "conv2d", "conv3d"),
+        ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    ),
+    "batch_norm": (
+        "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
+    ),  # fmt: skip
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), ("input", "p", "training")),
+    "getattr": ("input", "name"),
+    "size": ("input", "dim"),
+    "getitem": ("input", "index"),
+    "select": ("input", "dim", "index"),
+    "transpose": ("input", "dim0", "dim1"),
+    "swapaxes": ("input", "dim0", "dim1"),
+}
+"""The positional arguments of each function, as torch documents them."""
+
+
+def _number(content: Any) -> float | None:
+    """A plain number, or the only element of a tensor without axes."""
+    if isinstance(content, Tensor) and content.ndim == 0 and content.is_floating_point():
+        return float(content)
+    return content if type(content) in (int, float) else None
+
+
+def _operand(context: Context, argument: Any) -> Any:
+    """A constant operand, or None for one that is computed."""
+    return context.constant(argument) if isinstance(argument, fx.Node) else argument
+
+
+def _per_channel(context: Context, x: Any, content: Any) -> int | None:
+    """The number of axes behind the one channel axis that a constant spans, if x has it too."""
+    facts = context.facts(x)
+    if not isinstance(content, Tensor) or not content.is_floating_point() or content.ndim == 0:
+        return None
+    long = [axis for axis, size in enumerate(content.shape) if size != 1]
+    if len(long) != 1 or not isinstance(facts, TensorFacts) or len(facts.axes) < content.ndim:
+        return None
+    n = content.ndim - long[0] - 1
+    return n if facts.channels(n) == content.numel() else None
+
+
+def _mul(context: Context, a: dict[str, Any]) -> Lifted | None:
+    for x, other in ((a["input"], a["other"]), (a["other"], a["input"])):
+        content = _operand(context, other)
+        if not isinstance(x, fx.Node) or content is None:
+            continue
+        number, n = _number(content), _per_channel(context, x, content)
+        if number is not None and not _is_size(context, x):
+            return Sum((number,)), (x,)
+        if n is not None:
+            return affine(content.detach().flatten(), None, n), (x,)
+    return None
+
+
+def _is_size(context: Context, argument: Any) -> bool:
+    """Whether it is known to be a number or a tuple of sizes, not a tensor."""
+    facts = context.facts(argument)
+    return facts is not None and not isinstance(facts, TensorFacts)
+
+
+def _div(context: Context, a: dict[str, Any]) -> Lifted | None:
+    number = _number(_operand(context, a["other"]))
+    if number is None or number == 0 or "rounding_mode" in a or not isinstance(a["input"], fx.Node):
+        return None
+    return None if _is_size(context, a["input"]) else (Sum((1 / number,)), (a["input"],))
+
+
+def _weighted(context: Context, a: dict[str, Any], sign: float) -> Lifted | None:
+    """x + sign * alpha * y."""
+    alpha = _number(a.get("alpha", 1))
+    if alpha is None:
+        return None
+    weights = (1.0, sign * alpha)
+    x, y = a["input"], a["other"]
+    contents = tuple(_operand(context, argument) for argument in (x, y))
+    if contents == (None, None):
+        sized = _is_size(context, x) or _is_size(context, y)
+        return None if sized else (Sum(weights), (x, y))
+    for which in (0, 1):
+        computed, content = (x, y)[which], contents[1 - which]
+        if not isinstance(computed, fx.Node) or contents[which] is not None:
+            continue
+        if _number(content) == 0 and not isinstance(content, Tensor):
+            return Sum((weights[which],)), (computed,)
+        n = _per_channel(context, computed, content)
+        if n is not None:
+            shift = content.detach().flatten() * weights[1 - which]
+            return affine(torch.full_like(shift, weights[which]), shift, n), (computed,)
+    return None
+
+
+def _neg(context: Context, a: dict[str, Any]) -> Lifted | None:
+    return None if _is_size(context, a["input"]) else (Sum((-1.0,)), (a["input"],))
+
+
+def _conv(context: Context, a: dict[str, Any]) -> Lifted | None:
+    weight, bias = context.constant(a["weight"]), context.constant(a.get("bias"))
+    if weight is None or (bias is None and a.get("bias") is not None):
+        raise Declined("its weight is computed from the input")
+    options = (a.get("stride", 1), a.get("padding", 0), a.get("dilation", 1), a.get("groups", 1))
+    return convolution(weight, bias, *options), (a["input"],)
+
+
+def _batch_norm(context: Context, a: dict[str, Any]) -> Lifted | None:
+    if a.get("training"):
+        raise Declined("it is in training mode, where it uses the batch's statistics")
+    tensors = {name: context.constant(a.get(name)) for name in ("running_mean", "running_var", "weight", "bias")}
+    if any(tensors[name] is None and a.get(name) is not None for name in tensors):
+        raise Declined("one of its tensors is computed from the input")
+    facts = context.facts(a["input"])
+    n = len(facts.axes) - 2 if isinstance(facts, TensorFacts) and facts.exact else None
+    norm = batch_norm(*tensors.values(), a.get("eps", 1e-5), n)
+    return norm, (a["input"],)
+
+
+def _dropout(context: Context, a: dict[str, Any]) -> Lifted | None:
+    return (IDENTITY, (a["input"],)) if a.get("training", True) is False else None
+
+
+def _getattr(context: Context, a: dict[str, Any]) -> Lifted | None:
+    return (Shape(), (a["input"],)) if a["name"] == "shape" else None
+
+
+def _size(context: Context, a: dict[str, Any]) -> Lifted | None:
+    axis = a.get("dim")
+    return (Shape(axis), (a["input"],)) if axis is None or type(axis) is int else None
+
+
+def _select(context: Context, a: dict[str, Any], axis: Any, index: Any) -> Lifted | None:
+    facts = context.facts(a["input"])
+    if not isinstance(facts, TensorFacts) or not facts.exact or type(index) is not int:
+        return None
+    axis = axis % len(facts.axes) if type(axis) is int else None
+    if axis is None:
+        return None
+    position = (axis - len(facts.axes), index)
+    return Layout(torch.select, pure=True, kind="select", index=position), (a["input"], axis, index)
+
+
+def _narrow(context: Context, source: fx.Node, index: Any) -> Lifted | None:
+    """One piece of a `chunk` or `split` into equal parts of a known size."""
+    x, pieces = source.args[0], source.args[1]
+    axis = source.args[2] if len(source.args) > 2 else source.kwargs.get("dim", 0)  # noqa: PLR2004
+    facts = context.facts(x)
+    if not isinstance(facts, TensorFacts) or not facts.exact or type(axis) is not int:
+        return None
+    axis = axis % len(facts.axes) - len(facts.axes)
+    size = facts.axes[axis]
+    if not size.known or type(pieces) is not int or type(index) is not int:
+        return None
+    length = pieces if kind(source.target) == "split" else -(-size.factor // pieces)
+    count = -(-size.factor // length)
+    if size.factor % length or not -count <= index < count:
+        return None
+    start = index % count * length
+    value = Layout(
+        torch.narrow, pure=True, kind="slice", index=(axis, start), length=length
+    )
+    return value, (x, axis, start, length)
+
+
+def _getitem(context: Context, a: dict[str, Any]) -> Lifted | None:
+    source = a["input"]
+    if isinstance(source, fx.Node) and kind(source.target) in ("chunk", "split"):
+        return _narrow(context, source, a["index"])
+    if isinstance(source, fx.Node) and kind(source.target) == "unbind":
+        axis = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
+        return _select(context, {"input": source.args[0]}, axis, a["index"])
+    return _select(context, a, 0, a["index"])
+
+
+def _transpose(context: Context, a: dict[str, Any]) -> Lifted | None:
+    facts = context.facts(a["input"])
+    axes = (a["dim0"], a["dim1"])
+    if not isinstance(facts, TensorFacts) or not all(type(axis) is int for axis in axes):
+        return None
+    if facts.exact:
+        axes = tuple(axis % len(facts.axes) - len(facts.axes) for axis in axes)
+    if max(axes) >= 0:
+        return None
+    order = list(range(min(axes), 0))
+    order[0], order[max(axes) - min(axes)] = max(axes), min(axes)
+    value = Layout(torch.transpose, pure=True, kind="permute", axes=tuple(order))
+    return value, (a["input"], a["dim0"], a["dim1"])
+
+
+RULES: dict[str, Rule] = {
+    "add": lambda context, a: _weighted(context, a, 1.0),
+    "sub": lambda context, a: _weighted(context, a, -1.0),
+    "mul": _mul,
+    "truediv": _div,
+    "div": _div,
+    "neg": _neg,
+    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), _conv),
+    "batch_norm": _batch_norm,
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), _dropout),
+    "getattr": _getattr,
+    "size": _size,
+    "getitem": _getitem,
+    "select": lambda context, a: _select(context, a, a["dim"], a["index"]),
+    **dict.fromkeys(("transpose", "swapaxes"), _transpose),
+}
+
+
+def permutation(target: Any, args: tuple[Any, ...], facts: Any) -> Layout | None:
+    """The layout of a permute, whose arguments come in two forms."""
+    axes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]  # noqa: PLR2004
+    if not isinstance(facts, TensorFacts) or not facts.exact or len(axes) != len(facts.axes):
+        return None
+    if not all(type(axis) is int for axis in axes):
+        return None
+    rank = len(axes)
+    order = tuple(axis % rank - rank for axis in axes)
+    return Layout(target, pure=True, kind="permute", axes=order)

@@ -1,0 +1,138 @@
+"""What torch's own modules mean, as values."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.errors import Declined, require
+from reparam.values import IDENTITY, BatchNorm, Conv, Sides, Value
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORM_AXES: dict[type[nn.Module], int | None] = {
+    nn.BatchNorm1d: None,
+    nn.BatchNorm2d: 2,
+    nn.BatchNorm3d: 3,
+    nn.SyncBatchNorm: None,
+}
+
+
+def module_value(module: nn.Module, axes: int | None) -> Value | None:
+    """The value of a module, or None if it is of no kind known here.
+
+    Args:
+        module: a leaf of the traced model.
+        axes: how many axes its input has, if that is known.
+
+    Raises:
+        Declined: if it is of a known kind but in a state that rules the value out.
+    """
+    known = next((kind for kind in _KINDS if type(module).__mro__.count(kind)), None)
+    if known is None:
+        return None
+    own = type(module).forward is not known.forward or "forward" in vars(module)
+    require(not own, f"its class {type(module).__name__} has a forward of its own")
+    return _KINDS[known](module, axes)
+
+
+def _identity(module: nn.Module, axes: int | None) -> Value:
+    require(not module.training or isinstance(module, nn.Identity), "it is in training mode")
+    return IDENTITY
+
+
+def _linear(module: Any, axes: int | None) -> Value:
+    return convolution(module.weight, module.bias, (), (), (), 1)
+
+
+def _conv(module: Any, axes: int | None) -> Value:
+    own = type(module)._conv_forward is not CONVS[module.weight.ndim - 3]._conv_forward
+    require(not own, f"its class {type(module).__name__} convolves in a way of its own")
+    conv = convolution(
+        module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
+    )
+    return replace(conv, padding_mode=module.padding_mode)
+
+
+def _batch_norm(module: Any, axes: int | None) -> Value:
+    n = next(n for kind, n in BATCH_NORM_AXES.items() if isinstance(module, kind))
+    require(not module.training, "it is in training mode, where it uses the batch's statistics")
+    return batch_norm(
+        module.running_mean,
+        module.running_var,
+        module.weight,
+        module.bias,
+        module.eps,
+        n if n is not None or axes is None else axes - 2,
+    )
+
+
+_KINDS: dict[type[nn.Module], Callable[[Any, int | None], Value]] = {
+    **dict.fromkeys((nn.Identity, *DROPOUTS), _identity),
+    nn.Linear: _linear,
+    **dict.fromkeys(CONVS, _conv),
+    **dict.fromkeys(BATCH_NORM_AXES, _batch_norm),
+}
+
+
+def batch_norm(
+    mean: Any, variance: Any, weight: Any, bias: Any, eps: float, n: int | None
+) -> BatchNorm:
+    """A batch norm by running statistics.
+
+    Raises:
+        Declined: if there are none, or if they are no plain numbers.
+    """
+    require(mean is not None and variance is not None, "it has no running statistics")
+    for tensor in (mean, variance, weight, bias):
+        _require_real(tensor)
+    return BatchNorm(_data(mean), _data(variance), _data(weight), _data(bias), float(eps), n)
+
+
+def convolution(
+    weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Conv:
+    """A zero-padded convolution from torch's arguments, or a linear layer from a 2-d weight.
+
+    Raises:
+        Declined: if its weight is no plain tensor of real numbers.
+    """
+    _require_real(weight)
+    _require_real(bias)
+    n = weight.ndim - 2
+    dilation = _tuple(dilation, n)
+    sides = _sides(padding, dilation, tuple(weight.shape[2:]))
+    return Conv(_data(weight), _data(bias), _tuple(stride, n), sides, dilation, int(groups))
+
+
+def _sides(padding: Any, dilation: tuple[int, ...], kernel: tuple[int, ...]) -> Sides:
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((side, side) for side in _tuple(padding, len(kernel)))
+
+
+def _tuple(value: Any, n: int) -> tuple[int, ...]:
+    """A hyper-parameter per axis, from one number for all or one each."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * n
+    values = values * n if len(values) == 1 else values
+    if not all(type(v) is int for v in values):
+        raise Declined("one of its hyper-parameters is computed in the forward")
+    return values
+
+
+def _data(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def _require_real(tensor: Any) -> None:
+    if tensor is None:
+        return
+    plain = isinstance(tensor, Tensor) and type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+    require(plain, "one of its tensors is computed, or of a class of its own")
+    real = tensor.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    require(real, f"its tensors are {tensor.dtype}")

@@ -1,0 +1,223 @@
+"""Write a graph of values back as a plain torch module that can be traced again.
+
+A call that no pass touched keeps its module, on a copy; new values become torch's own modules and
+plain calls. Nothing of the original is shared.
+"""
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from reparam.algebra import border_bias
+from reparam.capture import Capture
+from reparam.constants import attribute
+from reparam.graph import Call, ValueGraph
+from reparam.lift import Source
+from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
+
+MODULES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class _Lowerer:
+    def __init__(self, values: ValueGraph, capture: Capture) -> None:
+        self.values = values
+        self.root = capture.root
+        self.graph = fx.Graph()
+        self.attributes: dict[str, Any] = {}
+        self.copies: dict[int, Any] = {}
+        self.lowered: dict[fx.Node, fx.Node] = {}
+        self.sources: dict[fx.Node, fx.Node] = {}
+        self.taken = {path for call in values.calls() if (path := _own_path(call)) is not None}
+
+    def run(self) -> fx.GraphModule:
+        for node in self.values.graph.nodes:
+            if node.op in ("placeholder", "output"):
+                self.lowered[node] = self.graph.node_copy(node, lambda n: self.lowered[n])
+            else:
+                self.lowered[node] = self._call(Call(node))
+        self.graph.lint()
+        module = fx.GraphModule(self.attributes, self.graph, type(self.root).__name__)
+        self._keep_modes(module)
+        return module
+
+    def _keep_modes(self, module: fx.GraphModule) -> None:
+        """Evaluation mode, but for a module that was in training mode by itself."""
+        modes = {path: m.training for path, m in module.named_modules() if path in self.attributes}
+        module.eval()
+        for path, training in modes.items():
+            module.get_submodule(path).train(training)
+
+    def _call(self, call: Call) -> fx.Node:
+        value, args = call.value, call.node.args
+        inputs: Any = pytree.tree_map_only(fx.Node, lambda n: self.lowered[n], (args, call.node.kwargs))
+        source = call.node.meta.get("source")
+        if isinstance(source, Source):
+            return self._unchanged(source, dict(zip(source.inputs, inputs[0], strict=True)))
+        match value:
+            case Conv():
+                return self._conv(call, value, *inputs[0])
+            case Sum(coefficients):
+                return self._sum(coefficients, inputs[0])
+            case BatchNorm():
+                return self._batch_norm(call, value, *inputs[0])
+            case Constant(content):
+                return self._attribute(call.name, content)
+            case Shape(axis):
+                return self.graph.call_method("size", (inputs[0][0], *(() if axis is None else (axis,))))
+            case Opaque():
+                return self._opaque(value, *inputs)
+            case _:
+                return self.graph.call_function(value, *inputs)
+
+    def _unchanged(self, source: Source, arguments: dict[fx.Node, fx.Node]) -> fx.Node:
+        """Copy a call that no pass touched, with the constants among its arguments."""
+
+        def argument(node: fx.Node) -> fx.Node:
+            return arguments[node] if node in arguments else self._constant(node)
+
+        return self._copy(source.node, argument)
+
+    def _constant(self, node: fx.Node) -> fx.Node:
+        if node not in self.sources:
+            self.sources[node] = self._copy(node, self._constant)
+        return self.sources[node]
+
+    def _copy(self, node: fx.Node, argument: Any) -> fx.Node:
+        if node.op in ("call_module", "get_attr"):
+            self._keep(str(node.target))
+        return self.graph.node_copy(node, argument)
+
+    def _keep(self, path: str) -> None:
+        """Take a copy of the original's attribute at a path; what it shares, the copies share."""
+        if path not in self.attributes:
+            content = copy.deepcopy(attribute(self.root, path), self.copies)
+            if isinstance(content, nn.Module):
+                _out_of_place(content)
+            self.attributes[path] = content
+
+    def _opaque(self, value: Opaque, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        if isinstance(value.target, str):
+            return self.graph.call_method(value.target, args, kwargs)
+        if isinstance(value.target, nn.Module):
+            assert value.path is not None, "a module has a place in the model"
+            if value.pinned:
+                self.attributes[value.path] = copy.deepcopy(value.target, self.copies)
+            self._keep(value.path)
+            return self.graph.call_module(value.path, args, kwargs)
+        return self.graph.call_function(value.target, args, kwargs)
+
+    def _conv(self, call: Call, conv: Conv, x: fx.Node) -> fx.Node:
+        dtype = call.shape.dtype if call.shape else None
+        name = self._fresh(call.name)
+        if conv.affine:
+            return self._affine(name, conv, x, dtype)
+        bias = conv.bias
+        if conv.border is not None:
+            # Padded with zeros, after the constant was taken off; the bias makes up for it.
+            constant = conv.border.reshape(-1, *(1,) * conv.n)
+            x = self.graph.call_function(operator.sub, (x, self._buffer(f"{name}_border", constant, dtype)))
+            bias = border_bias(conv)
+        symmetric = all(before == after for before, after in conv.padding)
+        if not symmetric:
+            sides = [side for pair in reversed(conv.padding) for side in pair]
+            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+            x = self.graph.call_function(nn.functional.pad, (x, sides, mode))
+        out, inner = conv.out_channels, conv.in_channels
+        options: dict[str, Any] = {"bias": bias is not None, "device": "meta"}
+        if conv.n == 0:
+            module: nn.Module = nn.Linear(inner, out, **options)
+        else:
+            padding = tuple(before for before, _ in conv.padding) if symmetric else 0
+            mode = conv.padding_mode if symmetric else "zeros"
+            module = MODULES[conv.n](
+                inner, out, conv.kernel, conv.stride, padding, conv.dilation, conv.groups,
+                padding_mode=mode, **options,
+            )  # fmt: skip
+        module.weight = _parameter(conv.weight, dtype)
+        if bias is not None:
+            module.bias = _parameter(bias, dtype)
+        self.attributes[name] = module
+        return self.graph.call_module(name, (x,))
+
+    def _affine(self, name: str, conv: Conv, x: fx.Node, dtype: torch.dtype | None) -> fx.Node:
+        """A scale and shift per channel, as a product and a sum."""
+        spread = (-1, *(1,) * conv.n)
+        self.attributes[f"{name}.scale"] = _parameter(conv.weight.reshape(spread), dtype)
+        y = self.graph.call_function(operator.mul, (x, self.graph.get_attr(f"{name}.scale")))
+        if conv.bias is None:
+            return y
+        self.attributes[f"{name}.shift"] = _parameter(conv.bias.reshape(spread), dtype)
+        return self.graph.call_function(operator.add, (y, self.graph.get_attr(f"{name}.shift")))
+
+    def _batch_norm(self, call: Call, norm: BatchNorm, x: fx.Node) -> fx.Node:
+        name = self._fresh(call.name)
+        module: Any = BATCH_NORMS[norm.n or 0](norm.mean.numel(), norm.eps, affine=norm.weight is not None)
+        module.running_mean.copy_(norm.mean)
+        module.running_var.copy_(norm.variance)
+        if norm.weight is not None:
+            module.weight.data.copy_(norm.weight)
+        if norm.bias is not None:
+            module.bias.data.copy_(norm.bias)
+        self.attributes[name] = module
+        return self.graph.call_module(name, (x,))
+
+    def _sum(self, coefficients: tuple[float, ...], inputs: tuple[fx.Node, ...]) -> fx.Node:
+        total: fx.Node | None = None
+        pairs = sorted(zip(coefficients, inputs, strict=True), key=lambda pair: pair[0] == -1)
+        for coefficient, x in pairs:
+            if total is not None and coefficient == -1:
+                total = self.graph.call_function(operator.sub, (total, x))
+                continue
+            term = x if coefficient == 1 else self.graph.call_function(operator.mul, (x, coefficient))
+            total = term if total is None else self.graph.call_function(operator.add, (total, term))
+        assert total is not None, "a sum has at least one operand"
+        return total
+
+    def _attribute(self, name: str, content: Any) -> fx.Node:
+        if not isinstance(content, Tensor):
+            return content
+        return self._buffer(self._fresh(name), content, content.dtype)
+
+    def _buffer(self, name: str, content: Tensor, dtype: torch.dtype | None) -> fx.Node:
+        self.attributes[name] = content.detach().to(dtype or content.dtype).clone()
+        return self.graph.get_attr(name)
+
+    def _fresh(self, name: str) -> str:
+        """A path for a new module: the name, unless it is another's or a folder of others."""
+        occupied = self.attributes.keys() | self.taken
+        candidate, count = name, 0
+        while any(
+            path == candidate or path.startswith(f"{candidate}.") or candidate.startswith(f"{path}.")
+            for path in occupied
+        ):
+            count += 1
+            candidate = f"{name}.fused" if count == 1 else f"{name}.fused{count}"
+        return candidate
+
+
+def _own_path(call: Call) -> str | None:
+    """The path of the module or parameter that a call will keep."""
+    source = call.node.meta.get("source")
+    if isinstance(source, Source):
+        return str(source.node.target) if source.node.op in ("call_module", "get_attr") else None
+    return call.value.path if isinstance(call.value, Opaque) else None
+
+
+def _parameter(content: Tensor, dtype: torch.dtype | None) -> nn.Parameter:
+    return nn.Parameter(content.detach().to(dtype or content.dtype).clone())
+
+
+def _out_of_place(module: nn.Module) -> None:
+    """Whoever writes in place is fenced; the others write to memory of their own."""
+    if getattr(module, "inplace", False):
+        module.inplace = False  # type: ignore[assignment]
+
+
+def lower(values: ValueGraph, capture: Capture) -> fx.GraphModule:
+    """Write the graph as a module. The graph and the captured model stay as they are."""
+    return _Lowerer(values, capture).run()

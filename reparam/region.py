@@ -1,0 +1,403 @@
+"""Merge a region of linear calls, by reverse accumulation.
+
+It works like backpropagation. Start at a root with the identity; in reverse order of execution
+replace a call by what it computes, `map(call) -> compose(map, value)(inputs)`; contributions to
+one tensor meet there. After every step the root is a sum of maps of the tensors reached so far: a
+candidate to be written out. One cost judges the whole: what the candidate removes against what it
+puts there, per pixel of the root, strides included.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+
+from reparam.algebra import (
+    add,
+    added_shape,
+    batch_norm_affine,
+    compose,
+    composed_madds,
+    exact,
+    identity_like,
+    numberless,
+    scale_output,
+)
+from reparam.cost import Cost, conv_madds, cost, summed_madds
+from reparam.errors import Declined, require
+from reparam.graph import Apply, Call, Expression
+from reparam.rewrite import Replace
+from reparam.values import BatchNorm, Conv, Sum
+
+LONGEST = 64
+"""How many calls a region may take in. Merging gains nothing from longer ones; time it costs."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One linear map of a tensor.
+
+    Attributes:
+        map: the map; a `Sum` of one coefficient while the number of channels is not needed.
+        convolutions: how many of the paths that met in it lead through convolutions.
+        skips: how many don't: there the tensor itself was scaled and shifted.
+    """
+
+    map: Conv | Sum
+    convolutions: int = 0
+    skips: int = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Maps of one tensor that are to be one map.
+
+    Attributes:
+        map: the merged map, with the right sizes but without numbers.
+        terms: what it is merged from.
+    """
+
+    map: Conv | Sum
+    terms: tuple[Term, ...]
+
+    @property
+    def convolutions(self) -> int:
+        """How many paths lead through convolutions."""
+        return sum(term.convolutions for term in self.terms)
+
+    @property
+    def skips(self) -> int:
+        """How many don't."""
+        return sum(term.skips for term in self.terms)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The root as a sum of maps.
+
+    Attributes:
+        root: the call that is replaced.
+        groups: for each tensor that is read, which maps of it become one.
+        removed: the calls that go, the root included.
+        before, after: costs, per pixel of the root.
+    """
+
+    root: Call
+    groups: dict[Call, list[Group]]
+    removed: tuple[Call, ...]
+    before: Cost
+    after: Cost
+
+    @property
+    def profitable(self) -> bool:
+        """Whether operations fall and multiply-adds do not rise."""
+        return self.after.operations < self.before.operations and self.after.madds <= self.before.madds
+
+    @property
+    def gain(self) -> tuple[float, float]:
+        """Operations removed, then multiply-adds removed."""
+        return self.before.operations - self.after.operations, self.before.madds - self.after.madds
+
+    @property
+    def flat(self) -> list[Group]:
+        """The maps that are left, of all tensors."""
+        return [group for groups in self.groups.values() for group in groups]
+
+    @property
+    def single(self) -> Group | None:
+        """The map, if the root is one map of one tensor."""
+        flat = self.flat
+        return flat[0] if len(flat) == 1 else None
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A call that could not be expanded, and why."""
+
+    call: Call
+    reason: str
+
+
+def affine_call(call: Call) -> bool:
+    """Whether a call computes a linear map with a shift."""
+    return isinstance(call.value, Conv | BatchNorm | Sum)
+
+
+def merge(
+    root: Call,
+    through: Callable[[Call], bool] = affine_call,
+    accept: Callable[[Candidate], bool] = lambda _: True,
+) -> Replace | None:
+    """Merge the region that ends in a call, as far as that pays.
+
+    Args:
+        root: a call that computes a linear map.
+        through: which calls may be expanded into what they compute; the root always is.
+        accept: which candidates the pass is for.
+
+    Returns:
+        The replacement, or None if nothing linear stands before the root.
+
+    Raises:
+        Declined: if something does, but can't be merged or would cost more.
+    """
+    if not affine_call(root):
+        return None
+    blocked: list[Blocked] = []
+    found: list[Candidate] = []
+    for frugal in (False, True):
+        found += [c for c in _candidates(root, through, blocked, frugal) if accept(c)]
+    best = max((c for c in found if c.profitable), key=lambda c: c.gain, default=None)
+    if best is not None:
+        return Replace({root: _written(best)})
+    for obstacle in blocked:
+        raise Declined(obstacle.reason, obstacle.call.name)
+    dearer = [c for c in found if c.after.operations < c.before.operations]
+    if dearer:
+        least = min(dearer, key=lambda c: c.after.madds)
+        raise Declined(_dearer(least.before.madds, least.after.madds), least.removed[-1].name)
+    return None
+
+
+def _dearer(before: float, after: float) -> str:
+    return f"merged, it would take {after:,.0f} multiply-adds per pixel instead of {before:,.0f}"
+
+
+def _candidates(
+    root: Call, through: Callable[[Call], bool], blocked: list[Blocked], frugal: bool
+) -> Iterator[Candidate]:
+    """Expand call after call, the latest first, and yield the root as a sum after each.
+
+    With `frugal`, a composition that costs more than its parts is not made.
+    """
+    terms: dict[Call, tuple[Term, ...]] = {root: (Term(Sum((1.0,))),)}
+    expanded: dict[Call, float] = {}
+    budget = _budget(root, through)
+    stuck: set[Call] = set()
+    while len(expanded) < LONGEST:
+        open_calls = [call for call in terms if call not in stuck]
+        if not open_calls:
+            return
+        call = max(open_calls)
+        stays = call != root and not all(reader in expanded for reader in call.readers)
+        if call != root and not (affine_call(call) and through(call)):
+            stuck.add(call)
+            continue
+        if stays and not any(source in terms for source in call.inputs):
+            # It runs anyway, for others: nothing is gained unless its map meets another there.
+            stuck.add(call)
+            continue
+        try:
+            _same_kind(root, call)
+            terms[call] = tuple(_merged(group) for group in _grouped(terms[call]))
+            parts = _expanded(call, terms[call], limit=None if frugal or stays else budget)
+        except Declined as declined:
+            stuck.add(call)
+            if not frugal:
+                blocked.append(Blocked(call, declined.reason))
+            continue
+        expanded[call] = _pixels(terms.pop(call)[0])
+        for source, new in parts:
+            terms[source] = (*terms.get(source, ()), new)
+        if len(expanded) > 1 or isinstance(call.value, Sum):
+            yield _candidate(root, dict(terms), expanded)
+
+
+def _same_kind(root: Call, call: Call) -> None:
+    """Refuse to mix dtypes, which rounds differently from the original, and devices."""
+    dtypes = {c.shape.dtype for c in (root, call, *call.inputs) if c.shape is not None}
+    require(len(dtypes - {None}) <= 1, "the dtypes differ")
+    devices = {t.device for c in (root, call) for t in c.value.tensors()}
+    require(len(devices) <= 1, "the devices differ")
+
+
+def _expanded(call: Call, terms: tuple[Term, ...], limit: float | None) -> list[tuple[Call, Term]]:
+    """The terms of a call as terms of its inputs.
+
+    A composition may take as many multiply-adds as `limit` says, None for no more than its parts.
+    """
+    value = call.value
+    if isinstance(value, Sum):
+        if len(value.coefficients) > 1:
+            _require_one_shape(call)
+        pairs = list(zip(value.coefficients, call.inputs, strict=True))
+        return [(x, replace(t, map=_scaled(t.map, c))) for t in terms for c, x in pairs]
+    if isinstance(value, BatchNorm):
+        inner = batch_norm_affine(value)
+    else:
+        assert isinstance(value, Conv)
+        inner = exact(value)
+    (source,) = call.inputs
+    skip = isinstance(value, BatchNorm) or inner.affine
+    new: list[tuple[Call, Term]] = []
+    for term in terms:
+        if isinstance(term.map, Conv):
+            _require_affordable(term.map, inner, limit)
+        composed = _composed(term.map, inner)
+        paths = term.convolutions + term.skips
+        met = replace(term, map=composed) if skip else Term(composed, paths, 0)
+        new.append((source, met))
+    return new
+
+
+def _require_one_shape(call: Call) -> None:
+    """A sum distributes over its operands if none of them is broadcast."""
+    shapes = [source.shape for source in call.inputs]
+    same = all(
+        shape is not None and shapes[0] is not None and shape.axes == shapes[0].axes and shape.exact == shapes[0].exact
+        for shape in shapes
+    )
+    require(same, "the operands of the sum are not known to have one shape")
+
+
+def _require_affordable(outer: Conv, inner: Conv, limit: float | None) -> None:
+    """Refuse a composition that no region here can pay for, before it is computed."""
+    if outer.n != inner.n:
+        return  # the law itself will say so
+    apart = conv_madds(outer) + conv_madds(inner) * prod(outer.stride)
+    together = composed_madds(outer, inner)
+    require(together <= max(apart, limit or 0), _dearer(apart, together))
+
+
+def _budget(root: Call, through: Callable[[Call], bool]) -> float:
+    """What all linear calls that only the root's region reads take, in multiply-adds per pixel."""
+    seen: set[Call] = set()
+    pending = [root]
+    total = 0
+    while pending and len(seen) < LONGEST:
+        call = pending.pop()
+        if call in seen or not affine_call(call) or (call != root and not through(call)):
+            continue
+        seen.add(call)
+        total += conv_madds(call.value) if isinstance(call.value, Conv) else 0
+        pending.extend(call.inputs)
+    return total
+
+
+def _scaled(map_: Conv | Sum, coefficient: float) -> Conv | Sum:
+    if isinstance(map_, Sum):
+        return Sum((map_.coefficients[0] * coefficient,))
+    return map_ if coefficient == 1 else scale_output(coefficient, map_)
+
+
+def _composed(outer: Conv | Sum, inner: Conv) -> Conv:
+    if isinstance(outer, Sum):
+        return inner if outer.coefficients[0] == 1 else scale_output(outer.coefficients[0], inner)
+    return compose(outer, inner)
+
+
+def _pixels(term: Term) -> float:
+    """Pixels of a tensor per pixel of the root, by the stride of the map between them."""
+    return prod(term.map.stride) if isinstance(term.map, Conv) else 1
+
+
+def _candidate(
+    root: Call, terms: dict[Call, tuple[Term, ...]], expanded: dict[Call, float]
+) -> Candidate:
+    removed: list[Call] = []
+    for call in expanded:  # in reverse order of execution
+        read = call in terms or any(reader not in removed for reader in call.readers)
+        if call == root or not read:
+            removed.append(call)
+    channels = _channels(root, terms)
+    before = Cost(0, 0)
+    for call in removed:
+        before += cost(call.value, channels, expanded[call])
+    groups = {call: _grouped(several) for call, several in terms.items()}
+    return Candidate(root, groups, tuple(removed), before, _written_cost(groups, channels))
+
+
+def _channels(root: Call, terms: dict[Call, tuple[Term, ...]]) -> int:
+    """The channels of the root, for the cost of its additions."""
+    convs = (t.map for group in terms.values() for t in group if isinstance(t.map, Conv))
+    conv = next(convs, None)
+    return conv.out_channels if conv is not None else 1
+
+
+def _written_cost(groups: dict[Call, list[Group]], channels: int) -> Cost:
+    maps = [group.map for several in groups.values() for group in several]
+    total = Cost(len(maps) - 1, (len(maps) - 1) * channels)
+    for map_ in maps:
+        if not (isinstance(map_, Sum) and abs(map_.coefficients[0]) == 1):
+            total += cost(map_, channels)
+    return total
+
+
+def _grouped(terms: tuple[Term, ...]) -> list[Group]:
+    """Merge maps of one tensor pair by pair, the most rewarding first, as long as that pays."""
+    groups = [Group(_numberless(term.map), (term,)) for term in terms]
+    while True:
+        pairs = ((_extra_madds(a.map, b.map), i, a, b) for i, a in enumerate(groups) for b in groups[i + 1 :])
+        best = min((p for p in pairs if p[0] is not None and p[0] <= 0), default=None, key=lambda p: p[:2])
+        if best is None:
+            return groups
+        _, _, a, b = best
+        groups = [group for group in groups if group is not a and group is not b]
+        groups.append(Group(_added(a.map, b.map, added_shape), a.terms + b.terms))
+
+
+def _numberless(map_: Conv | Sum) -> Conv | Sum:
+    """The map without its weights: enough to tell what merges with what, and the cost."""
+    return numberless(map_, tuple(map_.weight.shape)) if isinstance(map_, Conv) else map_
+
+
+def _extra_madds(a: Conv | Sum, b: Conv | Sum) -> float | None:
+    """Multiply-adds per pixel that merging two maps adds, the sum saved; None if it can't be."""
+    if isinstance(a, Sum) and isinstance(b, Sum):
+        return 0
+    pair = _pair(a, b)
+    try:
+        together = summed_madds(*pair)
+    except Declined:
+        return None
+    apart = sum(conv_madds(map_) for map_ in (a, b) if isinstance(map_, Conv))
+    return together - apart - pair[0].out_channels
+
+
+def _pair(a: Conv | Sum, b: Conv | Sum) -> tuple[Conv, Conv]:
+    """Both as convolutions; at least one is."""
+    if isinstance(a, Sum):
+        assert isinstance(b, Conv)
+        return identity_like(b, a.coefficients[0]), b
+    return a, identity_like(a, b.coefficients[0]) if isinstance(b, Sum) else b
+
+
+def _added(
+    a: Conv | Sum, b: Conv | Sum, law: Callable[[Conv, Conv], Conv] = add
+) -> Conv | Sum:
+    if isinstance(a, Sum) and isinstance(b, Sum):
+        return Sum((a.coefficients[0] + b.coefficients[0],))
+    return law(*_pair(a, b))
+
+
+def _written(candidate: Candidate) -> Expression:
+    """The candidate as an expression: a map, or a weighted sum of maps and tensors."""
+    operands: list[Expression] = []
+    coefficients: list[float] = []
+    for call, groups in candidate.groups.items():
+        for group in groups:
+            merged = _merged(group).map
+            if isinstance(merged, Sum):
+                coefficients.append(merged.coefficients[0])
+                operands.append(call)
+            else:
+                coefficients.append(1.0)
+                operands.append(Apply(merged, (call,)))
+    if coefficients == [1.0]:
+        return operands[0]
+    return Apply(Sum(tuple(coefficients)), tuple(operands))
+
+
+def _merged(group: Group) -> Term:
+    """The maps of a group as one."""
+    # Multiples first: each needs a convolution beside it to become one.
+    maps = sorted((term.map for term in group.terms), key=lambda map_: isinstance(map_, Conv))
+    total = maps[0]
+    for map_ in maps[1:]:
+        total = _added(total, map_)
+    return Term(total, group.convolutions, group.skips)
+
+
+def diagonal(call: Call) -> bool:
+    """Whether a call scales and shifts each channel by itself: a batch norm, a layer scale."""
+    return isinstance(call.value, BatchNorm) or (isinstance(call.value, Conv) and call.value.affine)
+

@@ -1,0 +1,185 @@
+"""What a compile did and did not do, as plain data that travels with the result."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from io import StringIO
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from torch import fx, nn
+
+from reparam.errors import ReparamError
+
+ATTRIBUTE = "reparam_report"
+"""Where a compiled model keeps its report, as a plain dictionary."""
+
+Kind = Literal["applied", "missed", "analysis"]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One thing that a pass did, or did not do and why.
+
+    Attributes:
+        kind: "applied"; "missed", for what matched but was declined; "analysis", for the rest.
+        rule: the name of the pass.
+        call: the module or call that it is about.
+        message: what was done, or the reason why not.
+        blocker: the call that stands in the way.
+        error: of an applied rewrite that was checked, the largest difference in float64, relative
+            to the largest output.
+    """
+
+    kind: Kind
+    rule: str
+    call: str
+    message: str
+    blocker: str | None = None
+    error: float | None = None
+
+    def __str__(self) -> str:
+        """One line."""
+        blocker = f" ({self.blocker})" if self.blocker and self.blocker != self.call else ""
+        return f"{self.rule}: {self.call}: {self.message}{blocker}"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The size of a graph.
+
+    Attributes:
+        operators: how often each runs, by the name of the module, function or method.
+        parameters: elements of all parameters that the graph reads.
+    """
+
+    operators: Mapping[str, int]
+    parameters: int
+
+    @property
+    def total(self) -> int:
+        """The number of calls."""
+        return sum(self.operators.values())
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far a result was checked.
+
+    Attributes:
+        mode: "unverified", or "float64" where each rewrite was checked.
+        checked: the number of rewrites that were.
+        largest_error: of these, relative to the largest output.
+        whole_model: what `reparam.verify` said, if there were example inputs.
+    """
+
+    mode: str
+    checked: int
+    largest_error: float
+    whole_model: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The account of one compile. `str()` is for reading, `to_json()` for programs."""
+
+    applied: tuple[Remark, ...]
+    missed: tuple[Remark, ...]
+    analysis: tuple[Remark, ...]
+    before: Counts
+    after: Counts
+    verification: Verification
+
+    def to_json(self) -> str:
+        """The whole report as JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        """Tables of operators, of what was done and of what was not."""
+        console = Console(file=StringIO(), width=110)
+        console.print(self)
+        assert isinstance(console.file, StringIO)
+        return console.file.getvalue()
+
+    def __rich_console__(self, console: Console, options: Any) -> Any:
+        """The tables, for rich."""
+        yield self.operator_table()
+        yield f"{self._verified()}; {len(self.applied)} rewrites, {len(self.missed)} declined."
+        if self.missed:
+            yield self.missed_table()
+        for remark in self.analysis:
+            yield str(remark)
+
+    def operator_table(self) -> Table:
+        """Operators and parameters, before and after."""
+        table = Table("operator", title="Operators")
+        for column in ("before", "after"):
+            table.add_column(column, justify="right")
+        names = sorted({*self.before.operators, *self.after.operators}, key=str.lower)
+        for name in names:
+            counts = (self.before.operators.get(name, 0), self.after.operators.get(name, 0))
+            table.add_row(name, *map(str, counts))
+        table.add_section()
+        table.add_row("all", str(self.before.total), str(self.after.total))
+        table.add_row("parameters", f"{self.before.parameters:,}", f"{self.after.parameters:,}")
+        return table
+
+    def missed_table(self) -> Table:
+        """What was declined, and why; the same reason once, with the number of places."""
+        table = Table("pass", "reason", "where", title="Declined")
+        groups: dict[tuple[str, str], list[Remark]] = {}
+        for remark in self.missed:
+            groups.setdefault((remark.rule, remark.message), []).append(remark)
+        for (rule, message), remarks in groups.items():
+            more = f" and {len(remarks) - 1} more" if len(remarks) > 1 else ""
+            table.add_row(rule, message, f"{remarks[0].call}{more}")
+        return table
+
+    def _verified(self) -> str:
+        found = self.verification
+        if found.mode == "unverified":
+            return "unverified"
+        whole = f"; whole model: {found.whole_model}" if found.whole_model else ""
+        error = f"largest relative error {found.largest_error:.1e} in float64"
+        return f"{found.checked} rewrites checked, {error}{whole}"
+
+
+def count(root: nn.Module, graph: fx.Graph) -> Counts:
+    """Count the calls of a graph, and the parameters of the model that it belongs to."""
+    operators: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            operators[type(root.get_submodule(str(node.target))).__name__] += 1
+        elif node.op in ("call_function", "call_method"):
+            operators[getattr(node.target, "__name__", str(node.target))] += 1
+    parameters = sum(parameter.numel() for parameter in root.parameters())
+    return Counts(dict(sorted(operators.items())), parameters)
+
+
+def attach(module: nn.Module, report: Report) -> None:
+    """Keep a report with a model, as plain data that survives pickling without this library."""
+    data = asdict(report)
+    setattr(module, ATTRIBUTE, data)
+    if isinstance(module, fx.GraphModule):
+        module.meta.setdefault("_user_preserved_attributes", {})[ATTRIBUTE] = data
+
+
+def report(fused: nn.Module) -> Report:
+    """The report of a compiled model: what was fused, what was not and why, sizes, checks.
+
+    Raises:
+        ReparamError: if the model does not come from `reparam.compile`.
+    """
+    data: Any = getattr(fused, ATTRIBUTE, None)
+    if not isinstance(data, dict):
+        raise ReparamError(
+            f"this {type(fused).__name__} has no report; only what reparam.compile returns has one"
+        )
+    remarks = {
+        kind: tuple(Remark(**remark) for remark in data[kind])
+        for kind in ("applied", "missed", "analysis")
+    }
+    sizes = {which: Counts(**data[which]) for which in ("before", "after")}
+    return Report(**remarks, **sizes, verification=Verification(**data["verification"]))

@@ -1,0 +1,163 @@
+"""Compare a compiled model with the model that it came from. The one home of every tolerance."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from reparam.errors import VerificationError
+
+EXACT = 1e-9
+"""Largest relative difference of two expressions that are equal, evaluated in float64."""
+
+RMSE_FACTORS = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 1.5, torch.float16: 1.5}
+"""By how much the error of the fused model may exceed that of the original, in each dtype."""
+
+MAXIMUM_FACTOR = 4.0
+"""The same for the largest single error."""
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """How far two models are from the original evaluated in float64.
+
+    Attributes:
+        rmse_model, rmse_fused: root mean square error of each.
+        max_model, max_fused: largest error of each.
+        rms, maximum: of the float64 outputs themselves.
+        dtype: of the outputs.
+        equivalent: whether the fused model is as good a rendering of the float64 function as the
+            original is, rounding of its outputs allowed for.
+    """
+
+    rmse_model: float
+    rmse_fused: float
+    max_model: float
+    max_fused: float
+    rms: float
+    maximum: float
+    dtype: str
+    equivalent: bool
+
+    def __str__(self) -> str:
+        """One line."""
+        verdict = "equivalent" if self.equivalent else "DIFFERENT"
+        return (
+            f"{verdict}: error against float64 is {self.rmse_fused:.1e} fused and "
+            f"{self.rmse_model:.1e} in the original, outputs are {self.rms:.1e} ({self.dtype}, RMS)"
+        )
+
+    def raise_if_different(self) -> None:
+        """Raise unless the two are equivalent.
+
+        Raises:
+            VerificationError: with the figures.
+        """
+        if not self.equivalent:
+            raise VerificationError(f"the compiled model computes something else; {self}")
+
+
+def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments from a tensor, a tuple or list of them, or a mapping."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalence:
+    """Run both models, and the original in float64, and compare.
+
+    The measure is relative to what the original itself loses by its dtype: root mean square and
+    largest error of the fused model may exceed those of the original by a small factor, and by
+    half a unit of rounding of the outputs.
+
+    Args:
+        model: the original, in evaluation mode. It is not changed; a copy runs in float64.
+        fused: the compiled model.
+        example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
+
+    Raises:
+        VerificationError: if the outputs have different structures, shapes or dtypes.
+    """
+    args, kwargs = split_inputs(example_inputs)
+    with torch.no_grad():
+        expected = _floats(model(*_clone(args), **_clone(kwargs)))
+        found = _floats(fused(*_clone(args), **_clone(kwargs)))
+        wide = _widened(copy.deepcopy(model))
+        exact = _floats(wide(*_double(args), **_double(kwargs)))
+    if [(t.shape, t.dtype) for t in expected] != [(t.shape, t.dtype) for t in found]:
+        raise VerificationError(
+            "the compiled model returns other shapes or dtypes: "
+            f"{[tuple(t.shape) for t in found]} instead of {[tuple(t.shape) for t in expected]}"
+        )
+    return _compare(expected, found, exact)
+
+
+def _compare(expected: list[Tensor], found: list[Tensor], exact: list[Tensor]) -> Equivalence:
+    """Compare output by output; the figures are of the worst."""
+    worst: Equivalence | None = None
+    for y_model, y_fused, y in zip(expected, found, exact, strict=True):
+        figures = _figures(y_model, y_fused, y)
+        if worst is None or (not figures.equivalent, figures.rmse_fused) > (
+            not worst.equivalent,
+            worst.rmse_fused,
+        ):
+            worst = figures
+    if worst is None:
+        raise VerificationError("the model returns no floating-point tensor to compare")
+    return worst
+
+
+def _figures(y_model: Tensor, y_fused: Tensor, y: Tensor) -> Equivalence:
+    dtype = y_fused.dtype
+    unit = torch.finfo(dtype).eps / 2
+    errors = [(t.double() - y).abs() for t in (y_model, y_fused)]
+    rmses = [float(e.square().mean().sqrt()) if e.numel() else 0.0 for e in errors]
+    maxima = [float(e.max()) if e.numel() else 0.0 for e in errors]
+    rms = float(y.square().mean().sqrt()) if y.numel() else 0.0
+    maximum = float(y.abs().max()) if y.numel() else 0.0
+    good = (
+        rmses[1] <= RMSE_FACTORS[dtype] * rmses[0] + unit * rms
+        and maxima[1] <= MAXIMUM_FACTOR * maxima[0] + unit * maximum
+    )
+    if not torch.isfinite(y).all():
+        good = torch.equal(torch.isfinite(y_model), torch.isfinite(y_fused))
+    return Equivalence(*rmses, *maxima, rms, maximum, str(dtype).removeprefix("torch."), good)
+
+
+def relative_difference(old: Tensor, new: Tensor) -> float:
+    """The largest difference of two float64 results, relative to the largest magnitude."""
+    if old.shape != new.shape:
+        return float("inf")
+    if old.numel() == 0:
+        return 0.0
+    difference = float((old - new).abs().max())
+    scale = float(old.abs().max())
+    return difference / scale if scale > 0 else difference
+
+
+def _floats(output: Any) -> list[Tensor]:
+    leaves = pytree.tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _clone(inputs: Any) -> Any:
+    return _map(inputs, Tensor.clone)
+
+
+def _double(inputs: Any) -> Any:
+    return _map(inputs, lambda t: t.double() if t.is_floating_point() else t.clone())
+
+
+def _map(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    return pytree.tree_map_only(Tensor, function, inputs)
+
+
+def _widened(module: nn.Module) -> nn.Module:
+    return module.double()
