@@ -57,7 +57,7 @@ def fold_after_layout(call: Call) -> Replace | None:
     roots: dict[Call, Expression] = {}
     built: dict[Call, Expression] = {source: merged}
     for link in chain:
-        built[link] = Apply(link.value, (built[link.inputs[0]], *link.node.args[1:]))
+        built[link] = Apply(link.value, (built[link.inputs[0]], *link.arguments[1:]))
     roots[call] = built[chain[-1]]
     for link in (source, *chain):
         for reader in link.readers:
@@ -67,7 +67,7 @@ def fold_after_layout(call: Call) -> Replace | None:
             others = rebuilt[link].through(reader).channels()
             apart = not torch.isin(others, rows).any()
             require(bool(apart), "something else reads the same rows", reader.name)
-            roots[reader] = Apply(reader.value, (built[link], *reader.node.args[1:]))
+            roots[reader] = Apply(reader.value, (built[link], *reader.arguments[1:]))
     return Replace(roots)
 
 

@@ -56,6 +56,6 @@ def fold_before_layout(call: Call) -> Replace | None:
     require(whole and track.first == 0, "its channels are not the channels of the scale", source.name)
     x: Expression = source.inputs[0]
     for link in reversed(chain):
-        x = Apply(link.value, (x, *link.node.args[1:]))
+        x = Apply(link.value, (x, *link.arguments[1:]))
     flat = affine(exact(inner).weight.flatten(), exact(inner).bias, 0)
     return Replace(compose(exact(value), flat), x)

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from reparam.errors import Declined
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
-from reparam.sizes import Assignment, Symbol
-from reparam.values import Conv, Layout, Opaque
+from reparam.sizes import Assignment, Size, Symbol
+from reparam.values import Conv, Layout, Opaque, Shape
 from reparam.verify import EXACT, relative_difference
 
 SEED = 20230814
@@ -28,13 +28,10 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
         Declined: if the two sides differ by more than rounding, or can't be evaluated.
     """
     known = _leaves(rewrite)
-    for call in known:
-        if call.shape is None:
-            raise Declined("it can't be checked, since a shape is not known", call.name)
-    reach = _reach(rewrite)
+    reach, stride = _window(rewrite)
     generator = torch.Generator().manual_seed(SEED)
     worst, interior = 0.0, False
-    for sizes in ((reach // 2 + 1, reach), (2 * reach + 3, 2 * reach + 4)):
+    for sizes in ((reach // 2 + 1, max(reach - 1, 1)), (reach + stride, reach + stride + 1)):
         tensors = _draw(known, sizes, generator)
         try:
             old = [_Evaluation(tensors)(root) for root in rewrite]
@@ -59,12 +56,22 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
+def _cut(rewrite: Mapping[Call, Expression]) -> set[Call]:
+    """The tensors that the new side is computed from, and that are given to the old side too."""
+    return {call for call in leaves(rewrite.values()) if call not in rewrite and not _sized(call)}
+
+
+def _sized(call: Call) -> bool:
+    """Whether the result is a size or several, which follow from the shapes of tensors."""
+    return isinstance(call.value, Shape) or isinstance(call.facts, Size | tuple)
+
+
 def _leaves(rewrite: Mapping[Call, Expression]) -> list[Call]:
     """The calls that tensors are drawn for: what both sides are computed from."""
-    cut = set(leaves(rewrite.values())) - set(rewrite)
+    cut = _cut(rewrite)
     found = set(cut)
     seen: set[Call] = set()
-    pending = list(rewrite)
+    pending = [*rewrite, *(call for call in leaves(rewrite.values()) if _sized(call))]
     while pending:
         call = pending.pop()
         if call in seen or call in cut:
@@ -78,27 +85,27 @@ def _leaves(rewrite: Mapping[Call, Expression]) -> list[Call]:
     return sorted(found)
 
 
-def _reach(rewrite: Mapping[Call, Expression]) -> int:
-    """The largest number of input positions that one output position depends on, borders too."""
-    convs: list[Conv] = []
+def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
+    """The longest kernel on either side, dilation included, and the largest stride."""
+    longest, stride = 3, 1
+    cut = _cut(rewrite)
+    seen: set[Call | Apply] = set()
     pending: list[Any] = [*rewrite, *rewrite.values()]
-    cut = set(leaves(rewrite.values())) - set(rewrite)
-    seen: set[int] = set()
     while pending:
         part = pending.pop()
-        if not isinstance(part, Call | Apply) or part in cut or id(part) in seen:
+        if not isinstance(part, Call | Apply) or part in cut or part in seen:
             continue
-        seen.add(id(part))
+        seen.add(part)
         if isinstance(part.value, Conv):
-            convs.append(part.value)
+            longest = max(longest, *_reach(part.value), 1)
+            stride = max(stride, *part.value.stride, 1)
         if isinstance(part, Apply) or not isinstance(part.value, Opaque) or part in rewrite:
             pending.extend(part.inputs)
-    extents = [
-        s * (d * (k - 1) + sum(sides)) + s
-        for conv in convs
-        for k, d, s, sides in zip(conv.kernel, conv.dilation, conv.stride, conv.padding, strict=True)
-    ]
-    return max(extents, default=3)
+    return longest, stride
+
+
+def _reach(conv: Conv) -> list[int]:
+    return [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel, strict=True)]
 
 
 def _draw(calls: list[Call], sizes: tuple[int, int], generator: torch.Generator) -> dict[Call, Tensor]:
@@ -111,10 +118,9 @@ def _draw(calls: list[Call], sizes: tuple[int, int], generator: torch.Generator)
         assignment.number(symbol)
     tensors: dict[Call, Tensor] = {}
     for call in calls:
-        assert call.shape is not None, "checked before"
-        shape = [assignment(size) for size in call.shape.axes]
-        if not call.shape.exact:
-            shape = [2, *shape]
+        # Of a tensor that nothing is known of, any shape is a test, if what reads it takes it.
+        axes = (2, 3, *sizes) if call.shape is None else tuple(map(assignment, call.shape.axes))
+        shape = axes if call.shape is None or call.shape.exact else (1, *axes)
         drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
         tensors[call] = drawn.to(_device(call))
     return tensors

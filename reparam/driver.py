@@ -1,7 +1,7 @@
 """Run passes over a graph of values until nothing changes. The only place that edits the graph."""
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +19,23 @@ Listener = Callable[[Remark], None]
 
 
 @dataclass(frozen=True)
-class _Latest:
-    """Orders a heap by position, the call nearest to the outputs first."""
+class _Task:
+    """A call to offer to a pass. Earlier passes come first, then calls nearer to the outputs."""
 
+    order: int
     call: Call
 
-    def __lt__(self, other: "_Latest") -> bool:
+    def __lt__(self, other: "_Task") -> bool:
+        if self.order != other.order:
+            return self.order < other.order
         return other.call < self.call
 
 
 class Driver:
     """One run of some rewrites over one graph.
+
+    A pass has done all it can before a later one is asked, and is asked again about whatever a
+    later one changes.
 
     Every rewrite strictly lowers one measure of what is replaced, so the run ends; each is checked
     before it is made, so that one that fails has left no trace.
@@ -50,46 +56,45 @@ class Driver:
         self.remarks: list[Remark] = []
         self.unchecked = 0
         self._missed: dict[tuple[Call, str], Declined] = {}
-        self._queue: list[_Latest] = []
-        self._queued: set[Call] = set()
+        self._queue: list[_Task] = []
+        self._queued: set[_Task] = set()
 
     def run(self) -> list[Remark]:
         """Rewrite until no pass has anything left to do."""
         self._enqueue(self.values.calls())
         while self._queue:
-            call = heapq.heappop(self._queue).call
-            self._queued.discard(call)
-            if not call.node._erased:
-                self._visit(call)
+            task = heapq.heappop(self._queue)
+            self._queued.discard(task)
+            if not task.call.node._erased:
+                self._offer(task.call, self.passes[task.order])
         for (call, rule), declined in sorted(self._missed.items(), key=lambda item: item[0][0]):
             self._say("missed", rule, call.name, declined.reason, declined.blocker)
         self.values.graph.lint()
         return self.remarks
 
-    def _enqueue(self, calls: Any) -> None:
+    def _enqueue(self, calls: Iterable[Call]) -> None:
         for call in calls:
-            if call.node.op == "call_function" and call not in self._queued:
-                self._queued.add(call)
-                heapq.heappush(self._queue, _Latest(call))
+            if call.node.op != "call_function":
+                continue
+            for order in range(len(self.passes)):
+                task = _Task(order, call)
+                if task not in self._queued:
+                    self._queued.add(task)
+                    heapq.heappush(self._queue, task)
 
-    def _visit(self, call: Call) -> None:
-        """Offer a call to each pass in turn until one rewrites it."""
-        for rule in self.passes:
-            self._missed.pop((call, rule.name), None)
-            try:
-                replacement = rule(call)
-                if replacement is None:
-                    continue
+    def _offer(self, call: Call, rule: Rewrite) -> None:
+        """Ask a pass about a call, and do what it says."""
+        self._missed.pop((call, rule.name), None)
+        try:
+            replacement = rule(call)
+            if replacement is not None:
                 self._apply(rule, call, replacement)
-            except Declined as declined:
-                self._missed[call, rule.name] = declined
-                continue
-            except Exception as error:  # noqa: BLE001 - a pass may be anyone's
-                line = str(error).strip().split("\n")[0]
-                reason = f"the pass failed with {type(error).__name__}: {line}"
-                self._missed[call, rule.name] = Declined(reason)
-                continue
-            return
+        except Declined as declined:
+            self._missed[call, rule.name] = declined
+        except Exception as error:  # noqa: BLE001 - a pass may be anyone's
+            line = str(error).strip().split("\n")[0]
+            reason = f"the pass failed with {type(error).__name__}: {line}"
+            self._missed[call, rule.name] = Declined(reason)
 
     def _apply(self, rule: Rewrite, call: Call, replacement: Replace) -> None:
         """Check a rewrite and make it.
@@ -183,19 +188,23 @@ def _require_representable(rewrite: dict[Call, Expression], parts: list[Apply]) 
             require(finite, f"a folded weight overflows {str(dtype).removeprefix('torch.')}")
 
 
-def _named(calls: set[Call]) -> list[Call]:
+def _holders(calls: set[Call]) -> list[Call]:
     """The calls that hold weights."""
     return sorted(call for call in calls if isinstance(call.value, Conv | BatchNorm))
 
 
 def _name(root: Call, dead: set[Call]) -> str:
-    """A name for what replaces some calls: of the one convolution, or what all names begin with."""
-    convs = [call for call in _named(dead) if isinstance(call.value, Conv) and not call.value.affine]
+    """A name for what replaces some calls.
+
+    It is that of the one convolution among them, whose weights it continues; of several, what the
+    names of all that held weights begin with.
+    """
+    holders = [call for call in _holders(dead) if call.node.meta.get("module", True)]
+    convs = [call for call in holders if isinstance(call.value, Conv)]
     if len(convs) == 1:
         return convs[0].name
-    names = [call.name.split(".") for call in convs or _named(dead)]
     shared: list[str] = []
-    for parts in zip(*names, strict=False):
+    for parts in zip(*(call.name.split(".") for call in holders), strict=False):
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
@@ -204,7 +213,7 @@ def _name(root: Call, dead: set[Call]) -> str:
 
 def _effect(root: Call, dead: set[Call]) -> str:
     """What a rewrite did, by the names of what it took in."""
-    names = [call.name for call in _named(dead)] or [root.name]
+    names = [call.name for call in _holders(dead)] or [root.name]
     if len(names) == 1:
         return f"{names[0]} is gone" if isinstance(root.value, BatchNorm) else f"{root.name} is gone"
     shown = ", ".join(names[1:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")  # noqa: PLR2004

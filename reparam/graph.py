@@ -45,6 +45,11 @@ class Call:
         return tuple(map(Call, _nodes((self.node.args, self.node.kwargs))))
 
     @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The positional arguments as they were passed, with calls among numbers."""
+        return pytree.tree_map_only(fx.Node, Call, self.node.args)
+
+    @property
     def readers(self) -> tuple["Call", ...]:
         """Who reads the tensor, one entry per argument position; reads of its shape don't count."""
         found: list[Call] = []

@@ -156,6 +156,7 @@ class _Lifter:
             call.node.meta["facts"] = self.known_inputs[node]
         call.node.meta["path"] = path or _path(node)
         call.node.meta["source"] = source
+        call.node.meta["module"] = node.op == "call_module"
         self.lifted[node] = call.node
 
     def _opaque(self, node: fx.Node, reason: str | None) -> None:

@@ -90,7 +90,9 @@ class _Lowerer:
     def _copy(self, node: fx.Node, argument: Any) -> fx.Node:
         if node.op in ("call_module", "get_attr"):
             self._keep(str(node.target))
-        return self.graph.node_copy(node, argument)
+        # No name is passed on: fx's own numbering is what a trace of the result would give too.
+        args, kwargs = pytree.tree_map_only(fx.Node, argument, (node.args, node.kwargs))
+        return self.graph.create_node(node.op, node.target, args, kwargs)
 
     def _keep(self, path: str) -> None:
         """Take a copy of the original's attribute at a path; what it shares, the copies share."""
