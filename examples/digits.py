@@ -76,9 +76,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None
 
 
 @torch.inference_mode()
-def measure_latency(
-    model: nn.Module, fused: nn.Module, images: Tensor, runs: int
-) -> tuple[float, ...]:
+def measure_latency(model: nn.Module, fused: nn.Module, images: Tensor, runs: int) -> list[float]:
     """Median milliseconds of `model` and of `fused`, and the median ratio of the two.
 
     They take turns, so that whatever else the machine does slows both.
@@ -91,7 +89,7 @@ def measure_latency(
             clock.append(time.perf_counter())
         times.append([1000 * (end - start) for start, end in pairwise(clock)])
     first, second = torch.tensor(times[runs // 10 :]).unbind(1)  # the first runs are a warm-up
-    return tuple(values.median().item() for values in (first, second, first / second))
+    return [values.median().item() for values in (first, second, first / second)]
 
 
 @torch.inference_mode()

@@ -36,6 +36,7 @@ def drop_noops(call: Call) -> Replace | None:
         return Replace(source)
     if isinstance(value, Opaque) and value.target is torch._assert:
         condition = call.inputs[0] if call.inputs else None
+        require(not value.pinned, "what is known of shapes rests on this assertion")
         proven = condition is not None and condition.facts is True and not call.readers
         return Replace({call: Apply(Constant(None), ())}) if proven else None
     return None

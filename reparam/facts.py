@@ -58,8 +58,8 @@ def facts_of(
             return first
         case Sum():
             return _broadcast(operands)
-        case Shape(axis):
-            return _sizes(first, axis)
+        case Shape(axis, rank):
+            return _rank(first) if rank else _sizes(first, axis)
         case Layout():
             return _layout(value, first, operands[1:]) if isinstance(first, TensorFacts) else None
         case Opaque():
@@ -106,6 +106,10 @@ def _broadcast(operands: list[Any]) -> Facts:
         result = replace(result, axes=axes)
     dtypes = {tensor.dtype for tensor in tensors if tensor.axes or len(tensors) == 1}
     return replace(result, dtype=dtypes.pop() if len(dtypes) == 1 else None)
+
+
+def _rank(x: Any) -> Facts:
+    return Size(len(x.axes)) if isinstance(x, TensorFacts) and x.exact else None
 
 
 def _sizes(x: Any, axis: int | None) -> Facts:
@@ -157,8 +161,6 @@ def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts
         return replace(first, axes=(*first.axes[:-2], ONE, ONE))
     if kind == "getitem" and isinstance(first, tuple) and type(operands[1]) is int:
         return first[operands[1]] if -len(first) <= operands[1] < len(first) else None
-    if kind == "rank" and isinstance(first, TensorFacts) and first.exact:
-        return Size(len(first.axes))
     return None
 
 

@@ -165,10 +165,16 @@ class ValueGraph:
             if call in rewrite or reader in dead or not isinstance(reader.value, Shape):
                 continue
             alive = (c for c in self.calls() if c < reader and (c in rewrite or c not in dead))
-            twin = next((c for c in alive if c != call and same_sizes(c, call)), None)
+            twin = next((c for c in alive if c != call and self._reads_alike(reader, c)), None)
             require(twin is not None, "its sizes are read, and no other tensor has them", call.name)
             if twin is not None:
                 yield reader, call, twin
+
+    def _reads_alike(self, reader: Call, other: Call) -> bool:
+        """Whether a read of sizes is known to give the same from another tensor."""
+        if reader.facts is None or other.shape is None:
+            return False
+        return facts_of(reader.value, (other.node,), {}, _facts, self.symbols) == reader.facts
 
     def _build(
         self, expression: Expression, root: Call, built: dict[int, Call], new: list[Call]
@@ -220,10 +226,3 @@ def leaves(expressions: Iterable[Expression]) -> Iterator[Call]:
 def _facts(argument: Any) -> Any:
     """An argument with the facts of nodes in their place."""
     return pytree.tree_map_only(fx.Node, lambda node: node.meta.get("facts"), argument)
-
-
-def same_sizes(a: Call, b: Call) -> bool:
-    """Whether two tensors are known to have the same number of axes and the same sizes."""
-    if a.shape is None or b.shape is None or not (a.shape.exact and b.shape.exact):
-        return False
-    return a.shape.axes == b.shape.axes

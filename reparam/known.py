@@ -40,8 +40,6 @@ KINDS = {
     "matmul": "matmul",
     "scaled_dot_product_attention": "attention",
     "getitem": "getitem",
-    "dim": "rank",
-    "ndimension": "rank",
     "getattr": "getattr",
     "flatten": "reshape",
     "reshape": "reshape",

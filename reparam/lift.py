@@ -5,8 +5,10 @@ arguments became part of its value, is kept in the node's `source`, so that a ca
 touches is lowered to just what it was.
 """
 
+import itertools
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +25,7 @@ from reparam.graph import Apply, Call, ValueGraph
 from reparam.lift_functions import ARGUMENTS, RULES, Lifted, permutation
 from reparam.lift_modules import module_value
 from reparam.sizes import Size, SymbolTable
-from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Value
+from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Value
 
 M = TypeVar("M", bound=nn.Module)
 Meaning = Callable[..., Value | Apply]
@@ -71,17 +73,33 @@ def lift(layer: type[M]) -> Callable[[Callable[[M], Value]], Callable[[M], Value
     return register
 
 
+MOST_ROUNDS = 8
+"""After so many, whatever is learned in a round is kept."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Facts of tensors that are known from what reads them.
+
+    Attributes:
+        facts: by the call that makes the tensor.
+        premises: the assertions that facts rest on, with that call.
+    """
+
+    facts: dict[fx.Node, TensorFacts]
+    premises: dict[fx.Node, fx.Node]
+
+
 class _Lifter:
     """One round of transcription; the symbols of sizes are shared by all rounds."""
 
-    def __init__(
-        self, capture: Capture, known_inputs: dict[fx.Node, TensorFacts], symbols: SymbolTable
-    ) -> None:
+    def __init__(self, capture: Capture, learned: Learned, symbols: SymbolTable) -> None:
         self.capture = capture
         self.values = ValueGraph(symbols)
         self.fence = fenced(capture.graph, capture.root)
         self.constants = Constants(capture.graph, capture.root, self.fence)
-        self.known_inputs = known_inputs
+        self.learned = learned.facts
+        self.premises = learned.premises
         self.lifted: dict[fx.Node, fx.Node] = {}
 
     def constant(self, argument: Any) -> Any:
@@ -96,7 +114,7 @@ class _Lifter:
         for node in self.capture.graph.nodes:
             if node.op == "placeholder":
                 copy = self.values.graph.node_copy(node)
-                copy.meta = {"facts": self.known_inputs.get(node)}
+                copy.meta = {"facts": self.learned.get(node)}
                 self.lifted[node] = copy
             elif node.op == "output":
                 self.values.graph.output(self._mapped(node.args[0]))
@@ -128,6 +146,8 @@ class _Lifter:
 
     def _call(self, node: fx.Node) -> None:
         """Transcribe a call: by its rule, or as opaque."""
+        if node.target is torch._assert:
+            self._heed(node)
         reason = "another call writes to a tensor that it touches" if node in self.fence else None
         try:
             found = None if reason else self._rule(node)
@@ -152,8 +172,8 @@ class _Lifter:
         path: str | None = None,
     ) -> None:
         call = self.values.apply(value, args, kwargs, node.name)
-        if node in self.known_inputs and call.facts is None:
-            call.node.meta["facts"] = self.known_inputs[node]
+        if node in self.learned and call.facts is None:
+            call.node.meta["facts"] = self.learned[node]
         call.node.meta["path"] = path or _path(node)
         call.node.meta["source"] = source
         call.node.meta["module"] = node.op == "call_module"
@@ -163,7 +183,7 @@ class _Lifter:
         """Carry a call through as it is; a write that nobody sees becomes out-of-place."""
         target: Any = node.target
         module = attribute(self.capture.root, target) if node.op == "call_module" else None
-        pinned = node in self.fence
+        pinned = node in self.fence or node in self.premises
         kwargs = dict(node.kwargs)
         if not pinned and module is None and writes(node, None):
             kwargs.pop("inplace", None)
@@ -216,6 +236,18 @@ class _Lifter:
         value = meaning(module) if meaning else module_value(module, axes)
         return None if value is None else (value, (node.args[0],))
 
+    def _heed(self, node: fx.Node) -> None:
+        """Learn the number of axes from an assertion of it, which then stays."""
+        match node.args[0]:
+            case fx.Node(target=operator.eq, args=(fx.Node() as rank, int(axes))):
+                before = dict(self.learned)
+                value = Call(self.lifted[rank]).value
+                if isinstance(value, Shape) and value.rank and axes > 1:
+                    self._learn(rank.all_input_nodes[0], axes - 2, None, None, exact=True)
+                new = [n for n, facts in self.learned.items() if before.get(n) != facts]
+                for learned in new:
+                    self.premises[node] = learned
+
     def _demand(self, value: Value, args: tuple[Any, ...]) -> None:
         """Note what a value needs of its input, where the input itself is not known.
 
@@ -232,20 +264,20 @@ class _Lifter:
     ) -> None:
         """Note that a tensor has these channels before n spatial axes; if `exact`, one axis more."""
         fresh = self.values.symbols.fresh
-        have = self.facts(node)
+        have = self.learned.get(node) or self.facts(node)
         if have is None:
             width = fresh() if channels is None else Size(channels)
             axes = (width, *(fresh() for _ in range(n)))
-            self.known_inputs[node] = TensorFacts((fresh(), *axes) if exact else axes, exact, dtype)
-            self.lifted[node].meta["facts"] = self.known_inputs[node]
-        elif isinstance(have, TensorFacts) and node in self.known_inputs:
+            self.learned[node] = TensorFacts((fresh(), *axes) if exact else axes, exact, dtype)
+            self.lifted[node].meta["facts"] = self.learned[node]
+        elif isinstance(have, TensorFacts) and node in self.learned:
             axes = have.axes
             if channels is not None and len(axes) > n and not axes[-n - 1].known:
                 axes = (*axes[: len(axes) - n - 1], Size(channels), *axes[len(axes) - n :])
             if exact and not have.exact and len(axes) == n + 1:
                 axes = (fresh(), *axes)
             exact = have.exact or len(axes) > len(have.axes)
-            self.known_inputs[node] = TensorFacts(axes, exact, have.dtype or dtype)
+            self.learned[node] = TensorFacts(axes, exact, have.dtype or dtype)
         elif exact and isinstance(have, TensorFacts) and not have.exact and keeps_axes(Call(self.lifted[node])):
             self._learn(node.all_input_nodes[0], n, None, None, exact=True)
 
@@ -278,13 +310,20 @@ def _path(node: fx.Node) -> str:
 def lift_graph(capture: Capture) -> ValueGraph:
     """Transcribe a traced model.
 
-    What a call demands of an input becomes known only after that input was transcribed, so this
-    goes on until nothing more is learned.
+    What a call demands of a tensor becomes known only after that tensor was transcribed, so this
+    goes on until nothing more is learned. The rest often follows from what is learned first, so
+    in the first rounds just that is kept.
     """
     symbols = SymbolTable()
-    known_inputs: dict[fx.Node, TensorFacts] = {}
-    while True:
-        before = dict(known_inputs)
-        values = _Lifter(capture, known_inputs, symbols).run()
-        if known_inputs == before:
+    learned = Learned({}, {})
+    for round_ in itertools.count():
+        before = replace(learned, facts=dict(learned.facts), premises=dict(learned.premises))
+        values = _Lifter(capture, learned, symbols).run()
+        new = [node for node, facts in learned.facts.items() if before.facts.get(node) != facts]
+        if not new:
             return values
+        if round_ < MOST_ROUNDS:
+            first = min(new)
+            premises = {p: node for p, node in learned.premises.items() if node is first}
+            learned = Learned(before.facts | {first: learned.facts[first]}, before.premises | premises)
+    raise AssertionError("each round learns something of a finite graph")

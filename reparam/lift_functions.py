@@ -51,6 +51,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), ("input", "p", "training")),
     "getattr": ("input", "name"),
     "size": ("input", "dim"),
+    "dim": ("input",),
+    "ndimension": ("input",),
     "getitem": ("input", "index"),
     "select": ("input", "dim", "index"),
     "transpose": ("input", "dim0", "dim1"),
@@ -162,6 +164,8 @@ def _dropout(context: Context, a: dict[str, Any]) -> Lifted | None:
 
 
 def _getattr(context: Context, a: dict[str, Any]) -> Lifted | None:
+    if a["name"] == "ndim":
+        return Shape(rank=True), (a["input"],)
     return (Shape(), (a["input"],)) if a["name"] == "shape" else None
 
 
@@ -240,6 +244,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), _dropout),
     "getattr": _getattr,
     "size": _size,
+    **dict.fromkeys(("dim", "ndimension"), lambda context, a: (Shape(rank=True), (a["input"],))),
     "getitem": _getitem,
     "select": lambda context, a: _select(context, a, a["dim"], a["index"]),
     **dict.fromkeys(("transpose", "swapaxes"), _transpose),

@@ -67,6 +67,8 @@ class _Lowerer:
                 return self._batch_norm(call, value, *inputs[0])
             case Constant(content):
                 return self._attribute(call.name, content)
+            case Shape(_, True):
+                return self.graph.call_method("dim", (inputs[0][0],))
             case Shape(axis):
                 return self.graph.call_method("size", (inputs[0][0], *(() if axis is None else (axis,))))
             case Opaque():

@@ -218,12 +218,20 @@ class Constant(Value):
 
 @dataclass(frozen=True, eq=False)
 class Shape(Value):
-    """The sizes of a tensor, or one of them. Reading sizes is not reading the tensor."""
+    """The sizes of a tensor, one of them, or their number. That is not reading the tensor.
+
+    Attributes:
+        axis: which size; None for all.
+        rank: whether it is the number of axes instead.
+    """
 
     axis: int | None = None
+    rank: bool = False
 
     def __call__(self, x: Tensor) -> torch.Size | int:
         """Apply to any tensor."""
+        if self.rank:
+            return x.ndim
         return x.shape if self.axis is None else x.shape[self.axis]
 
 

@@ -1,0 +1,255 @@
+"""The command line: `reparam compile` and `reparam explain`.
+
+Exit codes: 0, done; 1, it could not be done, said in one sentence on stderr; 2, the command was
+not understood; 3, the result does not compute what the model computes; 130, interrupted.
+"""
+
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+from torch import fx
+
+from reparam.compiler import compile as compile_model
+from reparam.errors import ExportError, MissingExtraError, ReparamError, VerificationError
+from reparam.export import OnnxExport, export_onnx
+from reparam.report import Remark, Report, report
+from reparam.sources import KINDS, Source, resolve
+
+FAILED = 1
+DIFFERENT = 3
+
+PIPED_WIDTH = 140
+"""Columns of what is written to a file or to another program."""
+
+EXIT_CODES = """
+Exit codes: 0, done; 1, it could not be done; 2, the command was not understood; 3, the result does
+not compute what the model computes; 130, interrupted.
+"""
+
+app = typer.Typer(
+    help="Fuse what a PyTorch model computes in several operators into fewer, and check it.",
+    epilog=EXIT_CODES,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help=f"The model: {KINDS}.")]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FILE", help="Weights for a registered or timm model."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and no tables.")]
+InputSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input-size",
+        metavar="C,H,W",
+        help="Size of one input, without the batch. Default: the model's own, or 3,256,256.",
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line: the console script."""
+    app(prog_name="reparam")
+
+
+@app.command("compile", epilog=EXIT_CODES)
+def compile_command(
+    source: SourceArgument,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The .onnx file to write.")
+    ],
+    checkpoint: CheckpointOption = None,
+    input_size: InputSizeOption = None,
+    opset: Annotated[
+        int | None, typer.Option("--opset", min=1, help="ONNX opset. Default: the exporter's.")
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Check each rewrite and the fused model."),
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Fuse a model and write it as an ONNX file, which is run and compared before it is kept."""
+    size = _parse_size(input_size)
+    with _work(as_json) as say:
+        _check_output(output)
+        found, fused = _fuse(source, checkpoint, size, verify, say)
+        say(f"exporting {source} and checking it in ONNX Runtime")
+        exported = export_onnx(fused, output, found.example_input, opset=opset)
+    account = report(fused)
+    if as_json:
+        _print_json(found, account, onnx=_onnx_fields(exported))
+        return
+    console = _console()
+    console.print(_heading(found), account, _onnx_table(exported))
+
+
+@app.command(epilog=EXIT_CODES)
+def explain(
+    source: SourceArgument,
+    checkpoint: CheckpointOption = None,
+    input_size: InputSizeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fuse a model, and tell what was fused, what was not and why. Nothing is written."""
+    size = _parse_size(input_size)
+    with _work(as_json) as say:
+        found, fused = _fuse(source, checkpoint, size, True, say)
+    account = report(fused)
+    if as_json:
+        _print_json(found, account)
+        return
+    console = _console()
+    console.print(_heading(found), account.operator_table(), _fused_table(account.applied))
+    if account.missed:
+        console.print(_not_fused_table(account.missed))
+    console.print(*account.analysis, sep="\n")
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"reparam {importlib.metadata.version('reparam')}")
+        raise typer.Exit
+
+
+def _parse_size(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is no size such as 3,256,256", param_hint="--input-size")
+    return tuple(map(int, parts))
+
+
+@contextmanager
+def _work(as_json: bool) -> Iterator[Callable[[str], None]]:
+    """Long work: what is under way is shown on a terminal, and errors end it in one sentence.
+
+    Yields:
+        A function that says what is under way.
+    """
+    if not sys.warnoptions:  # third parties' warnings; `python -W` shows them
+        warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    progress = Console(stderr=True, quiet=as_json, markup=False, highlight=False)
+    try:
+        # Stdout is for the result: what a model prints while it is built or run goes elsewhere.
+        with redirect_stdout(sys.stderr), progress.status("starting") as status:
+            yield status.update
+    except ReparamError as error:
+        if as_json:
+            described = {"type": type(error).__name__, "message": str(error)}
+            typer.echo(json.dumps({"error": described}, indent=2))
+        else:
+            typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(DIFFERENT if isinstance(error, VerificationError) else FAILED) from None
+
+
+def _check_output(path: Path) -> None:
+    """Find out before the long work whether its result can be written.
+
+    Raises:
+        ExportError: if the file could not be written.
+        MissingExtraError: if what writes it is not installed.
+    """
+    if path.suffix != ".onnx":
+        raise ExportError(f"{path} is no ONNX file by its name; end it in .onnx")
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ExportError(f"there is no folder {path.parent}; make it first")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ExportError(f"{path.parent} can't be written to: {error.strerror}") from error
+    for module in ("onnx", "onnx_graphsurgeon", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(module, "onnx")
+
+
+def _fuse(
+    source: str,
+    checkpoint: Path | None,
+    size: tuple[int, ...] | None,
+    verify: bool,
+    say: Callable[[str], None],
+) -> tuple[Source, fx.GraphModule]:
+    say(f"building {source}")
+    found = resolve(source, checkpoint=checkpoint, input_size=size)
+    say(f"fusing {source}")
+    rewrites = itertools.count(1)
+
+    def listen(remark: Remark) -> None:
+        if remark.kind == "applied":
+            say(f"fusing {source}: {next(rewrites)} rewrites")
+
+    fused = compile_model(found.model, found.example_input, verify=verify, remarks=listen)
+    return found, fused
+
+
+def _console() -> Console:
+    """Where tables go; wide enough for names where nobody has said how wide it is."""
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=PIPED_WIDTH if piped else None, markup=False, highlight=False)
+
+
+def _heading(found: Source) -> str:
+    weights = "; weights are random: no checkpoint given" if found.random_weights else ""
+    return f"{found.name}, input {'×'.join(map(str, found.example_input.shape))}{weights}"
+
+
+def _fused_table(applied: Sequence[Remark]) -> Table:
+    """What was done, by pass; what was done alike in several blocks, once."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for remark in applied:
+        alike.setdefault((remark.rule, _pattern(remark.message)), []).append(remark.message)
+    table = Table("pass", Column("what", overflow="fold"), title="Fused")
+    table.add_column("times", justify="right")
+    for rule, group in itertools.groupby(sorted(alike.items()), lambda item: item[0][0]):
+        for (_, pattern), messages in group:
+            what = pattern if len(messages) > 1 else messages[0]
+            table.add_row(rule, what, str(len(messages)))
+        table.add_section()
+    return table
+
+
+def _not_fused_table(missed: Sequence[Remark]) -> Table:
+    """What was not done, why, and in every place."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for remark in missed:
+        blocker = remark.blocker if remark.blocker not in (None, remark.call) else None
+        place = f"{remark.call} (because of {blocker})" if blocker else remark.call
+        places.setdefault((remark.rule, remark.message), []).append(place)
+    fold = [Column(name, overflow="fold") for name in ("why not", "where")]
+    table = Table("pass", *fold, title="Not fused", show_lines=True)
+    for (rule, message), where in places.items():
+        table.add_row(rule, message, "\n".join(where))
+    return table
+
+
+def _pattern(message: str) -> str:
+    """A message with the numbers in dotted names left out: `stages.*.blocks.*.conv`."""
+    return re.sub(r"(?<=\.)\d+\b|\b\d+(?=\.)", "*", message)
