@@ -21,7 +21,8 @@ Profitable when:
 import torch
 
 from reparam import Call, Replace, require, rewrite
-from reparam.algebra import affine, batch_norm_affine, compose, exact
+from reparam.algebra import affine, batch_norm_affine, exact
+from reparam.composition import compose
 from reparam.graph import Apply, Expression
 from reparam.layout import Track
 from reparam.region import diagonal
@@ -53,7 +54,9 @@ def fold_after_layout(call: Call) -> Replace | None:
         track = rebuilt[link] = track.through(link)
     rows = track.channels()
     scale, shift = _rows(call, linear, rows)
-    merged: Expression = Apply(compose(affine(scale, shift, linear.n), exact(linear)), source.inputs)
+    merged: Expression = Apply(
+        compose(affine(scale, shift, linear.n), exact(linear)), source.inputs
+    )
     roots: dict[Call, Expression] = {}
     built: dict[Call, Expression] = {source: merged}
     for link in chain:

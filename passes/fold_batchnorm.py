@@ -29,7 +29,11 @@ def fold_batchnorm(call: Call) -> Replace | None:
     if not isinstance(call.value, BatchNorm):
         return None
     (source,) = call.inputs
-    require(affine_call(source), f"its input is {source.value.__name__}, which is not linear", source.name)
+    require(
+        affine_call(source),
+        f"its input is {source.value.__name__}, which is not linear",
+        source.name,
+    )
     if not isinstance(source.value, Conv):
         return None
     alone = len(source.readers) == 1

@@ -18,7 +18,8 @@ Profitable when:
 """
 
 from reparam import Call, Replace, require, rewrite
-from reparam.algebra import affine, batch_norm_affine, compose, exact
+from reparam.algebra import affine, batch_norm_affine, exact
+from reparam.composition import compose
 from reparam.graph import Apply, Expression
 from reparam.layout import Track
 from reparam.region import diagonal
@@ -47,13 +48,18 @@ def fold_before_layout(call: Call) -> Replace | None:
     shape = source.shape
     require(shape is not None, "the shape of its input is not known", source.name)
     assert shape is not None
-    require(shape.dtype is not None and call.shape is not None and shape.dtype == call.shape.dtype, "the dtypes differ")
+    require(
+        shape.dtype is not None and call.shape is not None and shape.dtype == call.shape.dtype,
+        "the dtypes differ",
+    )
     track = Track.start(shape, inner.n)
     for link in reversed(chain):
         track = track.through(link)
     last = [factor for factor in track.axes[-1] if factor.size != ONE]
     whole = len(last) == 1 and last[0].stride == 1 and last[0].size == Size(value.in_channels)
-    require(whole and track.first == 0, "its channels are not the channels of the scale", source.name)
+    require(
+        whole and track.first == 0, "its channels are not the channels of the scale", source.name
+    )
     x: Expression = source.inputs[0]
     for link in reversed(chain):
         x = Apply(link.value, (x, *link.arguments[1:]))

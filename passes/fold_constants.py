@@ -32,7 +32,9 @@ def fold_constants(call: Call) -> Replace | None:
     contents = [source.value.content for source in inputs if isinstance(source.value, Constant)]
     if not inputs or len(contents) < len(inputs) or call.node.kwargs:
         return None
-    if any(isinstance(a, tuple | list) for a in call.node.args) or not all(isinstance(c, Tensor) for c in contents):
+    if any(isinstance(a, tuple | list) for a in call.node.args) or not all(
+        isinstance(c, Tensor) for c in contents
+    ):
         return None
     tensors = iter(contents)
     args = [next(tensors) if hasattr(a, "op") else a for a in call.node.args]
@@ -41,5 +43,7 @@ def fold_constants(call: Call) -> Replace | None:
         return None
     largest = max(content.numel() for content in contents)
     require(plain.numel() <= largest, "the result is larger than what it is computed from")
-    wide = value(*(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args))
+    wide = value(
+        *(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+    )
     return Replace({call: Apply(Constant(wide.to(plain.dtype)), ())})

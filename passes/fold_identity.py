@@ -26,7 +26,9 @@ from reparam.values import Conv, Sum
 def _through(call: Call) -> bool:
     """Linear calls but depthwise convolutions, which have a pass of their own."""
     value = call.value
-    return affine_call(call) and not (isinstance(value, Conv) and value.depthwise and not value.affine)
+    return affine_call(call) and not (
+        isinstance(value, Conv) and value.depthwise and not value.affine
+    )
 
 
 def _folded(candidate: Candidate) -> bool:
@@ -46,5 +48,7 @@ def fold_identity(call: Call) -> Replace | None:
     if found is None:
         opaque = next((source for source in call.inputs if not affine_call(source)), None)
         if opaque is not None:
-            raise Declined(f"its operand is {opaque.value.__name__}, which is not linear", opaque.name)
+            raise Declined(
+                f"its operand is {opaque.value.__name__}, which is not linear", opaque.name
+            )
     return found

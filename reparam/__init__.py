@@ -1,7 +1,5 @@
 """A compiler for structural re-parameterization: `fused = reparam.compile(model)`."""
 
-from typing import Any
-
 from reparam.compiler import compile  # noqa: A004 - the name that users of a compiler look for
 from reparam.errors import (
     CaptureError,
@@ -15,7 +13,7 @@ from reparam.errors import (
     VerificationError,
 )
 from reparam.graph import Apply, Call
-from reparam.lift import lift
+from reparam.meaning import lift
 from reparam.pipelines import default_passes
 from reparam.report import Remark, Report, report
 from reparam.rewrite import Replace, require, rewrite
@@ -31,9 +29,9 @@ __all__ = [
     "MissingExtraError",
     "PassError",
     "Remark",
+    "ReparamError",
     "Replace",
     "Report",
-    "ReparamError",
     "SourceError",
     "TrainingModeError",
     "VerificationError",

@@ -6,8 +6,7 @@ dtype: `exact` does that once, before.
 """
 
 from dataclasses import dataclass, replace
-from itertools import product
-from math import gcd, prod
+from math import gcd
 
 import torch
 from jaxtyping import Shaped
@@ -86,7 +85,9 @@ def embed_kernel(conv: Conv, grid: Grid) -> Conv:
     """The same map with its kernel set into a larger or finer grid; the padding grows with it."""
     weight = conv.weight.new_zeros(*conv.weight.shape[:2], *grid.taps)
     axes = zip(grid.before, grid.dilation, conv.padding, conv.dilation, conv.kernel, strict=True)
-    window = [_taps((first - low) // step, d // step, k) for first, step, (low, _), d, k in axes]
+    window = [
+        tap_slice((first - low) // step, d // step, k) for first, step, (low, _), d, k in axes
+    ]
     weight[(slice(None), slice(None), *window)] = conv.weight
     return replace(conv, weight=weight, padding=_grown_padding(conv, grid), dilation=grid.dilation)
 
@@ -98,7 +99,7 @@ def _grown_padding(conv: Conv, grid: Grid) -> Sides:
     return tuple((first, low + high + far - near - first) for first, (low, high), far, near in axes)
 
 
-def _taps(first: int, step: int, count: int) -> slice:
+def tap_slice(first: int, step: int, count: int) -> slice:
     """The slice of `count` taps from `first` on; the step of a single tap means nothing."""
     step = max(step, 1) if count > 1 else 1
     return slice(first, first + step * (count - 1) + 1, step)
@@ -115,9 +116,11 @@ def sum_grid(a: Conv, b: Conv) -> Grid:
     channels = (a.in_channels, a.out_channels) == (b.in_channels, b.out_channels)
     require(channels, "the branches differ in channels")
     padded = [conv for conv in (a, b) if conv.padded]
-    if len(padded) == 2:  # noqa: PLR2004
+    if len(padded) == 2:
         require(a.padding_mode == b.padding_mode, "the branches differ in padding mode")
-        require(_equal(a.border, b.border), "the branches are padded with different constants")
+        require(
+            equal_borders(a.border, b.border), "the branches are padded with different constants"
+        )
     before: list[int] = []
     taps: list[int] = []
     dilation: list[int] = []
@@ -159,7 +162,7 @@ def add(a: Conv, b: Conv) -> Conv:
     return replace(
         wide_a,
         weight=wide_a.weight + wide_b.weight,
-        bias=_add_optional(a.bias, b.bias),
+        bias=add_biases(a.bias, b.bias),
         border=border,
         padding_mode=mode,
     )
@@ -190,82 +193,12 @@ def added_shape(a: Conv, b: Conv) -> Conv:
     )
 
 
-def compose(outer: Conv, inner: Conv) -> Conv:
-    """`outer(inner(x))` as one convolution of x.
-
-    The kernels convolve, the inner stride dilating the outer kernel. Padding of the outer one is
-    the hazard: it shows a constant where the inner one's bias would be.
-
-    Raises:
-        Declined: if a border in between can not be expressed as a border of x.
-    """
-    require(outer.n == inner.n, "the two differ in their number of spatial axes")
-    padding, mode, border = _composed_border(outer, inner)
-    kernel, dilation = _composed_taps(outer, inner)
-    groups = composed_groups(outer, inner)
-    weight: Tensor | None = None
-    for tap in product(*map(range, outer.kernel)):
-        part = _compose_channels(outer, tap, inner, groups)
-        if weight is None:
-            weight = part.new_zeros(*part.shape[:2], *kernel)
-        axes = zip(tap, inner.stride, outer.dilation, inner.dilation, inner.kernel, dilation, strict=True)
-        window = [_taps(t * s * d // step, e // step, k) for t, s, d, e, k, step in axes]
-        weight[(slice(None), slice(None), *window)] += part
-    assert weight is not None, "a kernel has at least one tap"
-    stride = tuple(a * b for a, b in zip(outer.stride, inner.stride, strict=True))
-    return Conv(weight, _composed_bias(outer, inner), stride, padding, dilation, groups, mode, border)
+def border_bias(conv: Conv) -> Tensor | None:
+    """The bias with which `conv` is the same map of x - border, padded with zeros."""
+    return conv.bias if conv.border is None else respond(conv, conv.border)
 
 
-def composed_groups(outer: Conv, inner: Conv) -> int:
-    """The number of groups that `compose` leaves."""
-    if outer.depthwise:
-        return inner.groups
-    if inner.depthwise:
-        return outer.groups
-    return gcd(outer.groups, inner.groups)
-
-
-def _composed_taps(outer: Conv, inner: Conv) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Kernel and dilation of the composition."""
-    kernel: list[int] = []
-    dilation: list[int] = []
-    axes = zip(outer.kernel, inner.kernel, outer.dilation, inner.dilation, inner.stride, strict=True)
-    for outer_taps, inner_taps, outer_dilation, inner_dilation, stride in axes:
-        steps = (stride * outer_dilation if outer_taps > 1 else 0, inner_dilation if inner_taps > 1 else 0)
-        step = gcd(*steps) or 1
-        kernel.append((steps[0] * (outer_taps - 1) + steps[1] * (inner_taps - 1)) // step + 1)
-        dilation.append(step)
-    return tuple(kernel), tuple(dilation)
-
-
-def composed_kernel(outer: Conv, inner: Conv) -> tuple[int, ...]:
-    """The kernel that `compose` leaves, without computing it."""
-    return _composed_taps(outer, inner)[0]
-
-
-def _compose_channels(outer: Conv, tap: tuple[int, ...], inner: Conv, groups: int) -> Tensor:
-    """One tap of the outer kernel applied to the whole inner one: (out, in/groups, *inner kernel)."""
-    mixing = outer.weight[(slice(None), slice(None), *tap)]
-    spread = (1,) * inner.n
-    if outer.depthwise:
-        return mixing.reshape(-1, 1, *spread) * inner.weight
-    if inner.depthwise:
-        columns = inner.weight.reshape(outer.groups, 1, -1, *inner.kernel)
-        rows = mixing.reshape(outer.groups, -1, mixing.shape[1], *spread)
-        return (rows * columns).flatten(0, 1)
-    left = widen_groups(Conv(mixing, groups=outer.groups), groups).weight
-    right = widen_groups(inner, groups).weight
-    per_group = right.shape[1]
-    blocks = left.unflatten(0, (groups, -1)) @ right.reshape(groups, left.shape[1], -1)
-    return blocks.reshape(outer.out_channels, per_group, *inner.kernel)
-
-
-def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
-    """The outer map of the inner bias, plus the outer bias."""
-    return outer.bias if inner.bias is None else _respond(outer, inner.bias)
-
-
-def _respond(conv: Conv, constant: Shaped[Tensor, " in"]) -> Shaped[Tensor, " out"]:
+def respond(conv: Conv, constant: Shaped[Tensor, " in"]) -> Shaped[Tensor, " out"]:
     """What the map makes of an input that is constant over space, padding included."""
     taps = conv.weight.flatten(2).sum(2) if conv.n else conv.weight
     blocks = taps.unflatten(0, (conv.groups, -1)) @ constant.reshape(conv.groups, -1, 1)
@@ -273,61 +206,16 @@ def _respond(conv: Conv, constant: Shaped[Tensor, " in"]) -> Shaped[Tensor, " ou
     return response if conv.bias is None else response + conv.bias
 
 
-def border_bias(conv: Conv) -> Tensor | None:
-    """The bias with which `conv` is the same map of x - border, padded with zeros."""
-    return conv.bias if conv.border is None else _respond(conv, conv.border)
-
-
-def _composed_border(outer: Conv, inner: Conv) -> tuple[Sides, str, Tensor | None]:
-    """Padding, padding mode and border constant of the composition."""
-    strides = zip(inner.padding, inner.stride, outer.padding, strict=True)
-    padding = tuple((a + s * c, b + s * d) for (a, b), s, (c, d) in strides)
-    if not outer.padded:
-        return padding, inner.padding_mode, inner.border
-    if outer.padding_mode != "zeros":
-        reason = f"padding in mode {outer.padding_mode!r} commutes with a pointwise map alone"
-        require(inner.pointwise, reason)
-        return padding, outer.padding_mode, None
-    for sides, kernel, own in zip(outer.padding, inner.kernel, inner.padding, strict=True):
-        if any(sides):
-            require(kernel == 1 and not any(own), "two padded kernels do not merge at the border")
-    mixed = not inner.padded or inner.padding_mode == "zeros"
-    require(mixed, "the two are padded in different modes")
-    border = _border_before(inner, outer.border)
-    if inner.padded:
-        same = _equal(inner.border, border)
-        require(same, "the two are padded with different constants")
-    return padding, "zeros", border
-
-
-def _border_before(inner: Conv, border: Tensor | None) -> Tensor | None:
-    """The constant c of the input with `inner(c) = border`."""
-    bias = torch.zeros_like(inner.weight[:, 0].flatten(1)[:, 0]) if inner.bias is None else inner.bias
-    wanted = -bias if border is None else border - bias
-    if not bool(wanted.any()):
-        return None
-    require(inner.depthwise, "its bias meets the zero padding of the next kernel")
-    response = inner.weight.flatten(1).sum(1)
-    require(bool(response.all()), "its shift meets zero padding, and a scale of 0 can't be undone")
-    return wanted / response
-
-
-def _add_optional(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def add_biases(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The sum, where None is zero."""
     if a is None or b is None:
         return b if a is None else a
     return a + b
 
 
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+def equal_borders(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two border constants are the same, where None is zero."""
     if a is None or b is None:
         other = b if a is None else a
         return other is None or not bool(other.any())
     return torch.equal(a, b)
-
-
-def composed_madds(outer: Conv, inner: Conv) -> int:
-    """Multiply-adds per output pixel of `compose(outer, inner)`, without computing it."""
-    per_group = inner.in_channels // composed_groups(outer, inner)
-    return outer.out_channels * per_group * prod(composed_kernel(outer, inner))

@@ -7,6 +7,7 @@ import torch
 from torch import fx, nn
 
 from reparam.errors import CaptureError, TrainingModeError
+from reparam.meaning import has_meaning
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class _Tracer(fx.Tracer):
         self.untraced: dict[str, str] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if hooked(m) or _lifted_whole(m):
+        if hooked(m) or has_meaning(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -45,7 +46,7 @@ class _Tracer(fx.Tracer):
         last = next(iter(reversed(self.graph.nodes)), None)
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever stops the trace, the module stays whole
+        except Exception as error:
             self._forget_after(last)
             self.untraced[path] = str(error).strip().split("\n")[0]
             return self.create_proxy("call_module", path, args, kwargs)
@@ -61,11 +62,6 @@ class _Tracer(fx.Tracer):
 def hooked(module: nn.Module) -> bool:
     """Whether calling the module does more than its forward says."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _lifted_whole(module: nn.Module) -> bool:
-    """Whether a user has said what the layer means, by `reparam.lift`."""
-    return "__reparam_lift__" in vars(type(module))
 
 
 def check_mode(model: nn.Module) -> None:
@@ -98,7 +94,9 @@ def capture(model: nn.Module) -> Capture:
         CaptureError: if its own forward can't be traced.
     """
     if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError("a ScriptModule has no Python code left to trace; pass the module it was made from")
+        raise CaptureError(
+            "a ScriptModule has no Python code left to trace; pass the module it was made from"
+        )
     check_mode(model)
     tracer = _Tracer()
     try:

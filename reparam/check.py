@@ -109,9 +109,15 @@ def _reach(conv: Conv) -> list[int]:
     return [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel, strict=True)]
 
 
-def _draw(calls: list[Call], sizes: tuple[int, int], generator: torch.Generator) -> dict[Call, Tensor]:
+def _draw(
+    calls: list[Call], sizes: tuple[int, int], generator: torch.Generator
+) -> dict[Call, Tensor]:
     """Random float64 tensors of the calls' shapes; equal symbols get equal sizes."""
-    batch = {c.shape.axes[0].symbols[0] for c in calls if c.shape and c.shape.exact and c.shape.axes and c.shape.axes[0].symbols}
+    batch = {
+        c.shape.axes[0].symbols[0]
+        for c in calls
+        if c.shape and c.shape.exact and c.shape.axes and c.shape.axes[0].symbols
+    }
     numbers: dict[Symbol, int] = dict.fromkeys(batch, 2)
     assignment = Assignment(sizes, numbers)
     every = {s for c in calls if c.shape for axis in c.shape.axes for s in axis.symbols}

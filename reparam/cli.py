@@ -5,16 +5,13 @@ not understood; 3, the result does not compute what the model computes; 130, int
 """
 
 import importlib.metadata
-import importlib.util
 import itertools
 import json
-import logging
 import os
-import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -22,14 +19,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
 from torch import fx
 
 from reparam.compiler import compile as compile_model
-from reparam.errors import ExportError, MissingExtraError, ReparamError, VerificationError
-from reparam.export import OnnxExport, export_onnx
+from reparam.errors import ExportError, ReparamError, VerificationError
+from reparam.export import DEFAULT_OPSET, LOWEST_OPSET, OnnxExport, export_onnx
+from reparam.export_graph import extra
 from reparam.report import Remark, Report, report
 from reparam.sources import KINDS, Source, resolve
+from reparam.tables import fused_table, not_fused_table, onnx_table
 
 FAILED = 1
 DIFFERENT = 3
@@ -81,11 +79,14 @@ def compile_command(
     checkpoint: CheckpointOption = None,
     input_size: InputSizeOption = None,
     opset: Annotated[
-        int | None, typer.Option("--opset", min=1, help="ONNX opset. Default: the exporter's.")
-    ] = None,
+        int, typer.Option("--opset", min=LOWEST_OPSET, help="Version of the ONNX operators.")
+    ] = DEFAULT_OPSET,
     verify: Annotated[
         bool,
-        typer.Option("--verify/--no-verify", help="Check each rewrite and the fused model."),
+        typer.Option(
+            "--verify/--no-verify",
+            help="Check each rewrite and the fused model. (The file is checked in any case.)",
+        ),
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -96,12 +97,13 @@ def compile_command(
         found, fused = _fuse(source, checkpoint, size, verify, say)
         say(f"exporting {source} and checking it in ONNX Runtime")
         exported = export_onnx(fused, output, found.example_input, opset=opset)
-    account = report(fused)
     if as_json:
-        _print_json(found, account, onnx=_onnx_fields(exported))
+        _print_json(found, report(fused), exported)
         return
     console = _console()
-    console.print(_heading(found), account, _onnx_table(exported))
+    console.print(_heading(found))
+    console.print(report(fused))
+    console.print(onnx_table(exported))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -120,10 +122,13 @@ def explain(
         _print_json(found, account)
         return
     console = _console()
-    console.print(_heading(found), account.operator_table(), _fused_table(account.applied))
+    console.print(_heading(found))
+    console.print(account.operator_table())
+    console.print(fused_table(account.applied))
     if account.missed:
-        console.print(_not_fused_table(account.missed))
-    console.print(*account.analysis, sep="\n")
+        console.print(not_fused_table(account.missed))
+    for remark in account.analysis:
+        console.print(remark)
 
 
 @app.callback(invoke_without_command=True)
@@ -140,12 +145,14 @@ def _parse_size(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"{text!r} is no size such as 3,256,256", param_hint="--input-size")
+        raise typer.BadParameter(
+            f"{text!r} is no size such as 3,256,256", param_hint="--input-size"
+        )
     return tuple(map(int, parts))
 
 
 @contextmanager
-def _work(as_json: bool) -> Iterator[Callable[[str], None]]:
+def _work(as_json: bool) -> Generator[Callable[[str], None]]:
     """Long work: what is under way is shown on a terminal, and errors end it in one sentence.
 
     Yields:
@@ -153,7 +160,6 @@ def _work(as_json: bool) -> Iterator[Callable[[str], None]]:
     """
     if not sys.warnoptions:  # third parties' warnings; `python -W` shows them
         warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
     progress = Console(stderr=True, quiet=as_json, markup=False, highlight=False)
     try:
         # Stdout is for the result: what a model prints while it is built or run goes elsewhere.
@@ -165,7 +171,9 @@ def _work(as_json: bool) -> Iterator[Callable[[str], None]]:
             typer.echo(json.dumps({"error": described}, indent=2))
         else:
             typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(DIFFERENT if isinstance(error, VerificationError) else FAILED) from None
+        different = (error, error.__cause__)
+        code = DIFFERENT if any(isinstance(e, VerificationError) for e in different) else FAILED
+        raise typer.Exit(code) from None
 
 
 def _check_output(path: Path) -> None:
@@ -175,19 +183,19 @@ def _check_output(path: Path) -> None:
         ExportError: if the file could not be written.
         MissingExtraError: if what writes it is not installed.
     """
+    target = path.resolve()
     if path.suffix != ".onnx":
-        raise ExportError(f"{path} is no ONNX file by its name; end it in .onnx")
-    if path.is_dir():
-        raise ExportError(f"{path} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise ExportError(f"there is no folder {path.parent}; make it first")
+        raise ExportError(f"{path} is no ONNX file by its name: end it in .onnx")
+    if not target.parent.is_dir():
+        raise ExportError(f"can't write {path}: there is no folder {target.parent}")
+    if target.exists() and not (target.is_file() and os.access(target, os.W_OK)):
+        raise ExportError(f"can't write {path}: it is not a file that can be replaced")
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()
+        tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:
-        raise ExportError(f"{path.parent} can't be written to: {error.strerror}") from error
-    for module in ("onnx", "onnx_graphsurgeon", "onnxruntime", "onnxscript"):
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtraError(module, "onnx")
+        raise ExportError(f"can't write {path}: {error.strerror}") from error
+    for module in ("onnx", "onnxscript", "onnx_graphsurgeon", "onnxruntime"):
+        extra(module)
 
 
 def _fuse(
@@ -221,35 +229,49 @@ def _heading(found: Source) -> str:
     return f"{found.name}, input {'×'.join(map(str, found.example_input.shape))}{weights}"
 
 
-def _fused_table(applied: Sequence[Remark]) -> Table:
-    """What was done, by pass; what was done alike in several blocks, once."""
-    alike: dict[tuple[str, str], list[str]] = {}
-    for remark in applied:
-        alike.setdefault((remark.rule, _pattern(remark.message)), []).append(remark.message)
-    table = Table("pass", Column("what", overflow="fold"), title="Fused")
-    table.add_column("times", justify="right")
-    for rule, group in itertools.groupby(sorted(alike.items()), lambda item: item[0][0]):
-        for (_, pattern), messages in group:
-            what = pattern if len(messages) > 1 else messages[0]
-            table.add_row(rule, what, str(len(messages)))
-        table.add_section()
+def _onnx_table(exported: OnnxExport) -> Table:
+    error = exported.equivalence
+    nodes = ", ".join(f"{count} {name}" for name, count in exported.nodes.items())
+    table = Table(Column("ONNX file", no_wrap=True), Column(str(exported.path), overflow="fold"))
+    table.add_row("size", f"{exported.bytes:,} bytes")
+    table.add_row("opset", str(exported.opset))
+    table.add_row("nodes", f"{exported.total}: {nodes}")
+    for name, axes in exported.dynamic.items():
+        table.add_row("open axes", f"{name}: {', '.join(axes.values()) or 'none'}")
+    table.add_row(
+        "largest error",
+        f"{error.max_fused:.1e} in ONNX Runtime, {error.max_model:.1e} in PyTorch "
+        f"(against float64; the largest output is {error.maximum:.1e})",
+    )
+    table.add_row("checked at", ", ".join(exported.checked))
+    for remark in exported.remarks:
+        table.add_row("remark", remark)
     return table
 
 
-def _not_fused_table(missed: Sequence[Remark]) -> Table:
-    """What was not done, why, and in every place."""
-    places: dict[tuple[str, str], list[str]] = {}
-    for remark in missed:
-        blocker = remark.blocker if remark.blocker not in (None, remark.call) else None
-        place = f"{remark.call} (because of {blocker})" if blocker else remark.call
-        places.setdefault((remark.rule, remark.message), []).append(place)
-    fold = [Column(name, overflow="fold") for name in ("why not", "where")]
-    table = Table("pass", *fold, title="Not fused", show_lines=True)
-    for (rule, message), where in places.items():
-        table.add_row(rule, message, "\n".join(where))
-    return table
+def _print_json(found: Source, account: Report, exported: OnnxExport | None = None) -> None:
+    result: dict[str, object] = {
+        "source": found.name,
+        "input_size": list(found.example_input.shape[1:]),
+        "random_weights": found.random_weights,
+        "report": json.loads(account.to_json()),
+    }
+    if exported is not None:
+        result["onnx"] = asdict(exported)
+    typer.echo(json.dumps(result, indent=2, default=str))
 
 
-def _pattern(message: str) -> str:
-    """A message with the numbers in dotted names left out: `stages.*.blocks.*.conv`."""
-    return re.sub(r"(?<=\.)\d+\b|\b\d+(?=\.)", "*", message)
+def _print_json(found: Source, account: Report, exported: OnnxExport | None = None) -> None:
+    result: dict[str, object] = {
+        "source": found.name,
+        "input_size": list(found.example_input.shape[1:]),
+        "random_weights": found.random_weights,
+        "report": json.loads(account.to_json()),
+    }
+    if exported is not None:
+        result["onnx"] = asdict(exported)
+    typer.echo(json.dumps(result, indent=2, default=str))
+
+
+if __name__ == "__main__":
+    main()

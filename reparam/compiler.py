@@ -52,12 +52,14 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
     chosen = default_passes() if passes is None else tuple(passes)
     for one in chosen:
         if not callable(one):
-            raise PassError(f"{one!r} is no pass; use reparam.rewrite, or a function of a GraphModule")
+            raise PassError(
+                f"{one!r} is no pass; use reparam.rewrite, or a function of a GraphModule"
+            )
     if not isinstance(verify, bool):
         raise ReparamError(f"verify is True or False, not {verify!r}")
     told = remarks or _ignore
     original = captured = capture(model)
-    values = lift_graph(captured)
+    values = lift_graph(captured, example_inputs)
     found: list[Remark] = []
     unchecked = 0
     for ours, group in groupby(chosen, lambda one: isinstance(one, Rewrite)):
@@ -67,7 +69,9 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
             unchecked += driver.unchecked
             continue
         for foreign in group:
-            captured, values, remark = run_foreign(foreign, captured, values, example_inputs, verify)
+            captured, values, remark = run_foreign(
+                foreign, captured, values, example_inputs, verify
+            )
             found.append(remark)
             told(remark)
     found += _untraced(original, told)

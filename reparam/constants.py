@@ -70,7 +70,7 @@ class Constants:
                     result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 else:
                     result = node.target(*args, **kwargs)  # type: ignore[operator]
-        except Exception:  # noqa: BLE001 - what can't be evaluated is simply no constant
+        except Exception:
             return
         self._contents[node] = result
         self._computed.add(node)

@@ -91,7 +91,7 @@ class Driver:
                 self._apply(rule, call, replacement)
         except Declined as declined:
             self._missed[call, rule.name] = declined
-        except Exception as error:  # noqa: BLE001 - a pass may be anyone's
+        except Exception as error:
             line = str(error).strip().split("\n")[0]
             reason = f"the pass failed with {type(error).__name__}: {line}"
             self._missed[call, rule.name] = Declined(reason)
@@ -137,10 +137,18 @@ class Driver:
         return check(rewrite) if self.verify else None
 
     def _say(
-        self, kind: Any, rule: str, call: str, message: str, blocker: str | None, error: float | None = None
+        self,
+        kind: Any,
+        rule: str,
+        call: str,
+        message: str,
+        blocker: str | None,
+        error: float | None = None,
     ) -> None:
         remark = Remark(kind, rule, call, message, blocker, error)
-        same = (r.call == call and r.message == message and r.kind == "missed" for r in self.remarks)
+        same = (
+            r.call == call and r.message == message and r.kind == "missed" for r in self.remarks
+        )
         if kind == "missed" and any(same):
             return
         self.remarks.append(remark)
@@ -215,6 +223,8 @@ def _effect(root: Call, dead: set[Call]) -> str:
     """What a rewrite did, by the names of what it took in."""
     names = [call.name for call in _holders(dead)] or [root.name]
     if len(names) == 1:
-        return f"{names[0]} is gone" if isinstance(root.value, BatchNorm) else f"{root.name} is gone"
-    shown = ", ".join(names[1:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")  # noqa: PLR2004
+        return (
+            f"{names[0]} is gone" if isinstance(root.value, BatchNorm) else f"{root.name} is gone"
+        )
+    shown = ", ".join(names[1:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{shown} into {names[0]}"

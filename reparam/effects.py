@@ -43,7 +43,9 @@ def fenced(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
         module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not writes(node, module):
             continue
-        written = next((leaf for leaf in pytree.tree_leaves(node.args) if isinstance(leaf, fx.Node)), None)
+        written = next(
+            (leaf for leaf in pytree.tree_leaves(node.args) if isinstance(leaf, fx.Node)), None
+        )
         if written is None:
             continue
         aliases, foreign = _aliases(written, node, root)

@@ -1,9 +1,10 @@
 """Run an ONNX file in ONNX Runtime, at the example's sizes and at others, and compare."""
 
 import itertools
-import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -14,59 +15,68 @@ from reparam.export_graph import Axis, Draft, NotDynamicError, extra
 from reparam.export_model import FlatModel, first_line
 from reparam.verify import Equivalence, compare_outputs, float64_outputs
 
-# How the axes of each kind are resized. The first two are always tried: odd sizes, one image wider
-# and one higher than it was. The rest are for models that take multiples of something only.
-_RESIZES: tuple[Mapping[str, tuple[float, int]], ...] = (
-    {"batch": (1, 1), "height": (1, 1), "width": (0.5, 1)},
-    {"batch": (2, 1), "height": (0.5, 1), "width": (1, 2)},
+Shapes = tuple[tuple[int, ...], ...]
+
+Resize = Mapping[str, tuple[float, int]]
+"""By kind of axis, what its size is multiplied with, and what is added then."""
+
+# Always tried: odd sizes, images that are wider than the example's and that are higher.
+_RESIZES: tuple[Resize, ...] = (
+    {"batch": (1, 1), "height": (0.5, 1), "width": (1, 2)},
+    {"batch": (2, 1), "height": (1, 1), "width": (0.5, 1)},
+)
+# For models that take multiples of something only.
+_MULTIPLES: tuple[Resize, ...] = (
     {"batch": (1, 1), "height": (1, 32), "width": (1, 64)},
     {"batch": (1, 1), "height": (2, 0), "width": (2, 0)},
 )
+# Sizes that may break a condition: of these the model is tried at the small ones.
+_SMALL: tuple[tuple[float, int], ...] = ((1, -1), (1, 1), (0.5, 0), (0.25, 0), (0, 1), (2, 0))
+_LARGE: tuple[tuple[float, int], ...] = ((8, 1), (64, 0), (0, 2**20))
 
-Shapes = tuple[tuple[int, ...], ...]
 
-
-def check(path: Path, model: FlatModel, draft: Draft) -> tuple[Equivalence, list[Shapes]]:
+def check(path: Path, model: FlatModel, draft: Draft) -> tuple[Equivalence, tuple[Shapes, ...]]:
     """Run a file and compare it with the model that it was made from.
 
-    It is run on the example; where it has dynamic axes also at other sizes, and at sizes that
+    It is run on the example; where it has dynamic axes also at other sizes, among them some that
     break what the trace took for granted, as far as the model itself takes them.
 
     Returns:
-        The worst figures, and all shapes of inputs it was run at.
+        The worst figures, and the shapes of the inputs that the file was run on.
 
     Raises:
         ExportError: if the file is not valid, does not run, or computes something else.
-        NotDynamicError: if that is so at other sizes only, or if none could be tried.
+        NotDynamicError: if that is so at other sizes only, or if no other size could be tried.
     """
     session = _open(path)
     try:
         worst = _compare(session, model, model.example)
     except VerificationError as error:
         raise ExportError(f"the exported model computes something else; {error}") from error
-    shapes = tuple(tuple(tensor.shape) for tensor in model.example)
-    done, varied = [shapes], set[Axis]()
-    for other in _other_shapes(shapes, draft):
-        different = {a for a in draft.axes if other[a[0]][a[1]] != shapes[a[0]][a[1]]}
-        if other in done or not different or (different <= varied and len(done) > 2):
+    first = _shapes(model.example)
+    done: list[Shapes] = [first]
+    varied: set[Axis] = set()
+    for shapes, only_if_needed in _other_shapes(first, draft):
+        axes = {(i, a) for i, a in draft.axes if shapes[i][a] != first[i][a]}
+        if shapes in done or not axes or (only_if_needed and varied == set(draft.axes)):
             continue
-        inputs = _resized(model.example, other)
+        inputs = _resized(model.example, shapes)
         if not _accepts(model, inputs):
             continue
         try:
             figures = _compare(session, model, inputs)
         except (ExportError, VerificationError) as error:
-            raise NotDynamicError(f"at {_text(other)} {error}") from error
-        worst = max(worst, figures, key=lambda f: f.rmse_fused)
-        done.append(other)
-        varied |= different
-    fixed = sorted(set(draft.axes.values()) - {draft.axes[axis] for axis in varied})
-    if set(draft.axes) - varied:
-        raise NotDynamicError(f"the model takes no other {' and '.join(fixed)} that was tried")
-    return worst, done
+            raise NotDynamicError(f"at {shapes_text(shapes)}: {error}") from error
+        worst = max(worst, figures, key=lambda figures: figures.rmse_fused)
+        done.append(shapes)
+        varied |= axes
+    if never := sorted({kind for axis, kind in draft.axes.items() if axis not in varied}):
+        raise NotDynamicError(f"the model takes no other {' or '.join(never)} that was tried")
+    return worst, tuple(done)
 
 
-def _text(shapes: Shapes) -> str:
+def shapes_text(shapes: Shapes) -> str:
+    """The shapes of all inputs, to be read."""
     return " and ".join("×".join(map(str, shape)) for shape in shapes)
 
 
@@ -75,7 +85,9 @@ def _open(path: Path) -> Any:
     try:
         extra("onnx").checker.check_model(str(path), full_check=True)
     except Exception as error:
-        raise ExportError(f"onnx.checker refuses the exported model: {first_line(error)}") from error
+        raise ExportError(
+            f"onnx.checker refuses the exported model: {first_line(error)}"
+        ) from error
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # errors are raised as well
     options.intra_op_num_threads = torch.get_num_threads()
@@ -86,3 +98,114 @@ def _open(path: Path) -> Any:
         raise ExportError(
             f"ONNX Runtime can't load the exported model: {first_line(error)}"
         ) from error
+
+
+def _compare(session: Any, model: FlatModel, inputs: Sequence[Tensor]) -> Equivalence:
+    """Run both on the same inputs.
+
+    Raises:
+        ExportError: if ONNX Runtime can't.
+        VerificationError: if the results differ.
+    """
+    with torch.no_grad():
+        expected = [t.cpu() for t in model(*(t.clone() for t in inputs))]
+    names = [node.name for node in session.get_inputs()]
+    try:
+        feed = {
+            name: tensor.detach().cpu().contiguous().numpy()
+            for name, tensor in zip(names, inputs, strict=True)
+        }
+        found = [torch.as_tensor(array) for array in session.run(None, feed)]
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime can't run it: {first_line(error)}") from error
+    exact = [t.cpu() for t in float64_outputs(model, tuple(inputs))]
+    figures = compare_outputs(expected, found, exact)
+    figures.raise_if_different()
+    return figures
+
+
+def _accepts(model: FlatModel, inputs: Sequence[Tensor]) -> bool:
+    try:
+        with torch.no_grad():
+            return all(t.numel() for t in model(*(t.clone() for t in inputs)))
+    except Exception:
+        return False
+
+
+def _other_shapes(first: Shapes, draft: Draft) -> Iterator[tuple[Shapes, bool]]:
+    """Other shapes to try; with True those that are of use only while an axis has kept its size."""
+
+    def resized(resize: Resize) -> Shapes:
+        return _changed(first, {axis: resize[kind] for axis, kind in draft.axes.items()})
+
+    tried = [resized(resize) for resize in _RESIZES]
+    for condition in draft.conditions:
+        code = compile(condition, "<condition>", "eval")
+        if all(_holds(code, shapes) for shapes in tried):
+            breaking = _breaking_shapes(code, condition, first, draft)
+            tried.extend(() if breaking is None else (breaking,))
+    yield from ((shapes, False) for shapes in tried)
+    yield from ((resized(resize), True) for resize in _MULTIPLES)
+
+
+def _breaking_shapes(code: CodeType, condition: str, first: Shapes, draft: Draft) -> Shapes | None:
+    """Shapes near the example's at which a condition of the trace does not hold, if there are any.
+
+    Raises:
+        NotDynamicError: if only shapes break it that are too large to be tried.
+    """
+    pairs = list(itertools.combinations_with_replacement(draft.axes, 2))
+    pairs.sort(key=lambda pair: pair[0] != pair[1])
+    for steps in (_SMALL, (*_SMALL, *_LARGE)):
+        for (one, two), step, other in itertools.product(pairs, steps, steps):
+            shapes = _changed(first, {one: step, two: other})
+            if _holds(code, shapes):
+                continue
+            if steps is _SMALL:
+                return shapes
+            raise NotDynamicError(f"it was traced for {_readable(condition, draft)} alone")
+    return None
+
+
+def _readable(condition: str, draft: Draft) -> str:
+    """A condition in the file's own names."""
+    return re.sub(
+        r"sizes\[(\d+), (\d+)\]",
+        lambda size: draft.labels.get((int(size[1]), int(size[2])), size[0]),
+        condition,
+    )
+
+
+def _changed(shapes: Shapes, steps: Mapping[Axis, tuple[float, int]]) -> Shapes:
+    changed = [list(shape) for shape in shapes]
+    for (number, axis), (factor, addend) in steps.items():
+        changed[number][axis] = max(1, int(factor * changed[number][axis]) + addend)
+    return tuple(map(tuple, changed))
+
+
+def _shapes(tensors: Sequence[Tensor]) -> Shapes:
+    return tuple(tuple(tensor.shape) for tensor in tensors)
+
+
+def _resized(tensors: Sequence[Tensor], shapes: Shapes) -> list[Tensor]:
+    """Tensors of other shapes made of the same numbers; what is added to a batch is mirrored."""
+    found: list[Tensor] = []
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        larger = tensor
+        for axis, size in enumerate(shape):
+            index = torch.arange(size, device=tensor.device) % tensor.shape[axis]
+            larger = larger.index_select(axis, index)
+        if shape and shape[0] > len(tensor):
+            larger[len(tensor) :] = larger[len(tensor) :].flip(-1)
+        found.append(larger)
+    return found
+
+
+def _holds(code: CodeType, shapes: Shapes) -> bool:
+    """Whether a condition holds, or can't be evaluated here."""
+    sizes = {(i, axis): n for i, shape in enumerate(shapes) for axis, n in enumerate(shape)}
+    names: dict[str, Any] = {"__builtins__": {}, "max": max, "min": min, "sizes": sizes}
+    try:
+        return bool(eval(code, names))
+    except Exception:
+        return True

@@ -5,7 +5,7 @@ import importlib.metadata
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,14 +34,14 @@ class Draft:
     Attributes:
         proto: the `onnx.ModelProto`.
         axes: kind ("batch", "height", "width") of each axis that is dynamic in it.
-        names: what the file calls these axes, by input and axis.
+        labels: what the file calls each of them.
         conditions: Python expressions of `sizes[input, axis]` that hold for the example and that
             the trace took for granted.
     """
 
     proto: Any
     axes: Mapping[Axis, str]
-    names: Mapping[str, Mapping[int, str]]
+    labels: Mapping[Axis, str]
     conditions: Sequence[str]
 
 
@@ -54,32 +54,24 @@ def draft(model: FlatModel, kinds: Sequence[str], opset: int) -> Draft:
     Raises:
         NotDynamicError: if torch's exporter fails, with its reason.
     """
-    wanted = {axis: kind for axis, kind in _open_axes(model.example).items() if kind in kinds}
+    wanted = {axis: kind for axis, kind in open_axes(model.example).items() if kind in kinds}
     try:
         program = _trace(model, wanted)
-        translated = torch.onnx.export(
-            program, dynamo=True, opset_version=opset, verbose=False, external_data=False
-        )
-        assert translated is not None
-        proto: Any = translated.model_proto
+        exporter: Any = torch.onnx  # its annotations are not complete
+        proto = exporter.export(
+            program, dynamo=True, opset_version=opset, verbose=False
+        ).model_proto
     except Exception as error:
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
         raise NotDynamicError(first_line(error)) from error
     graph, symbols = _clean(proto, model, wanted)
-    found = {
-        (number, axis): kind
-        for (number, axis), kind in wanted.items()
-        if isinstance(graph.inputs[number].shape[axis], str)
-    }
-    names: dict[str, dict[int, str]] = {}
-    for number, axis in found:
-        tensor = graph.inputs[number]
-        names.setdefault(tensor.name, {})[axis] = str(tensor.shape[axis])
+    labels = {(i, axis): graph.inputs[i].shape[axis] for i, axis in wanted}
+    labels = {axis: label for axis, label in labels.items() if isinstance(label, str)}
     return Draft(
         extra("onnx_graphsurgeon").export_onnx(graph),
-        found,
-        names,
+        {axis: wanted[axis] for axis in labels},
+        labels,
         _conditions(program, symbols),
     )
 
@@ -100,7 +92,7 @@ def extra(module: str) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Keep the exporters' remarks about themselves away from the user's terminal."""
     graphsurgeon = extra("onnx_graphsurgeon.logger").G_LOGGER
     severity = graphsurgeon.severity
@@ -119,7 +111,8 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _open_axes(tensors: Sequence[Tensor]) -> dict[Axis, str]:
+def open_axes(tensors: Sequence[Tensor]) -> dict[Axis, str]:
+    """The axes of inputs that may be left open, and the kind of each."""
     axes: dict[Axis, str] = {}
     for number, tensor in enumerate(tensors):
         if tensor.ndim and tensor.shape[0] == tensors[0].shape[0]:
@@ -129,7 +122,7 @@ def _open_axes(tensors: Sequence[Tensor]) -> dict[Axis, str]:
     return axes
 
 
-def _trace(model: FlatModel, wanted: Mapping[Axis, str]) -> torch.export.ExportedProgram:
+def _trace(model: FlatModel, wanted: Mapping[Axis, str]) -> Any:
     shapes = [
         {a: torch.export.Dim.AUTO for a in range(t.ndim) if (number, a) in wanted}
         for number, t in enumerate(model.example)
@@ -142,7 +135,7 @@ def _trace(model: FlatModel, wanted: Mapping[Axis, str]) -> torch.export.Exporte
         )
 
 
-def _conditions(program: torch.export.ExportedProgram, symbols: Mapping[str, Axis]) -> list[str]:
+def _conditions(program: Any, symbols: Mapping[str, Axis]) -> list[str]:
     """What the trace took for granted of the sizes of inputs, as expressions of `sizes`."""
     # Private, but nowhere else: the translation to ONNX drops these conditions without a word.
     guards: Sequence[str] = getattr(program, "_guards_code", ())
@@ -160,7 +153,8 @@ def _conditions(program: torch.export.ExportedProgram, symbols: Mapping[str, Axi
 
 def _clean(proto: Any, model: FlatModel, wanted: Mapping[Axis, str]) -> tuple[Any, dict[str, Axis]]:
     """The graph in order and in its final names, and the trace's symbol for each dynamic axis."""
-    graph = extra("onnx_graphsurgeon").import_onnx(proto)
+    surgeon = extra("onnx_graphsurgeon")
+    graph, variable = surgeon.import_onnx(proto), surgeon.Variable
     graph.name = "main"
     graph.producer_name, graph.producer_version = "reparam", _version()
     graph.ir_version = proto.ir_version
@@ -187,9 +181,8 @@ def _clean(proto: Any, model: FlatModel, wanted: Mapping[Axis, str]) -> tuple[An
         plain = name.removeprefix("model.")  # the attribute of FlatModel
         if plain not in tensors:
             _rename(tensors, tensor, plain)
-        shape = getattr(tensor, "shape", None)
-        if isinstance(shape, list | tuple) and any(isinstance(size, str) for size in shape):
-            tensor.shape = [_substituted(size, dimensions) for size in shape]
+        if isinstance(tensor, variable) and tensor.shape is not None:
+            tensor.shape = [_substituted(size, dimensions) for size in tensor.shape]
     return graph, symbols
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ class FlatModel(nn.Module):
     What else the model takes is fixed to the example's, what else it returns is left out.
 
     Attributes:
+        title: the model's class.
         example: the tensors among the example inputs.
         input_names, output_names: after the parameters of `forward` and the keys of its output.
     """
@@ -28,13 +29,13 @@ class FlatModel(nn.Module):
         # Not by eval(), which goes on to the model: a single module in training mode stays there.
         self.training = False
         self.model = copy.deepcopy(model)
-        self._title = type(model).__name__
+        self.title = type(model).__name__
         args, kwargs = split_inputs(example_inputs)
         self._signature = inspect.signature(self.model.forward)
         try:
             arguments = self._signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise ExportError(f"{self._title} can't be called like this: {error}") from error
+            raise ExportError(f"{self.title} can't be called like this: {error}") from error
         leaves, self._spec = pytree.tree_flatten_with_path(dict(arguments))
         self._leaves = [None if isinstance(leaf, Tensor) else leaf for _, leaf in leaves]
         tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
@@ -69,18 +70,19 @@ class FlatModel(nn.Module):
                 output = self._call([t.clone() for t in self.example])
         except Exception as error:
             raise ExportError(
-                f"{self._title} does not run on the example inputs: {first_line(error)}"
+                f"{self.title} does not run on the example inputs: {first_line(error)}"
             ) from error
         leaves, _ = pytree.tree_flatten_with_path(output)
         paths = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
         if not paths:
-            raise ExportError(f"{self._title} returns no tensor that torch can find in its output")
+            raise ExportError(f"{self.title} returns no tensor that torch can find in its output")
         names = [_name(path) for path in paths]
         named = [n if n and not n[0].isdigit() else f"output_{n}".rstrip("_") for n in names]
         return distinct(named, self.input_names)
 
 
-def distinct(names: Sequence[str], taken: Sequence[str] | Mapping[str, Any]) -> list[str]:
+def distinct(names: Sequence[str], taken: Collection[str]) -> list[str]:
+    """The names, with a number behind those that are taken or were there before."""
     found: list[str] = []
     for name in names:
         numbered = (f"{name}_{i}" for i in range(1, len(names) + len(taken) + 2))

@@ -149,13 +149,13 @@ def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts
         if all(isinstance(operand, Size | int) for operand in operands):
             return _arithmetic(value.target, operands)
         return _broadcast([*operands, *kwargs.values()])
-    if kind == "matmul" and len(operands) == 2:  # noqa: PLR2004
+    if kind == "matmul" and len(operands) == 2:
         return _matmul(*operands)
     if kind == "attention":
         query, _, values = operands[:3]
         if isinstance(query, TensorFacts) and isinstance(values, TensorFacts):
             return replace(query, axes=(*query.axes[:-1], values.axes[-1]))
-    if kind == "pool" and isinstance(first, TensorFacts) and len(first.axes) > 2:  # noqa: PLR2004
+    if kind == "pool" and isinstance(first, TensorFacts) and len(first.axes) > 2:
         if operands[1:] not in ([], [1], [(1, 1)]):
             return None
         return replace(first, axes=(*first.axes[:-2], ONE, ONE))
@@ -166,7 +166,7 @@ def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts
 
 def _arithmetic(function: Any, operands: list[Any]) -> Facts:
     """Products and exact quotients of sizes."""
-    if len(operands) != 2:  # noqa: PLR2004
+    if len(operands) != 2:
         return None
     a, b = (Size(operand) if isinstance(operand, int) else operand for operand in operands)
     name = getattr(function, "__name__", "")
@@ -182,6 +182,6 @@ def _arithmetic(function: Any, operands: list[Any]) -> Facts:
 def _matmul(a: Any, b: Any) -> Facts:
     if not (isinstance(a, TensorFacts) and isinstance(b, TensorFacts)):
         return None
-    if not (a.exact and b.exact and len(a.axes) == len(b.axes) >= 2) or a.axes[:-2] != b.axes[:-2]:  # noqa: PLR2004
+    if not (a.exact and b.exact and len(a.axes) == len(b.axes) >= 2) or a.axes[:-2] != b.axes[:-2]:
         return None
     return replace(a, axes=(*a.axes[:-1], b.axes[-1]))

@@ -35,15 +35,22 @@ def run_foreign(
     before = lower(values, captured)
     try:
         after = foreign(copy.deepcopy(before))
-        require(isinstance(after, fx.GraphModule), f"it returned {type(after).__name__}, not a GraphModule")
+        require(
+            isinstance(after, fx.GraphModule),
+            f"it returned {type(after).__name__}, not a GraphModule",
+        )
         after.graph.lint()
         after.recompile()
         error = _difference(before, after, values, example_inputs) if verify else None
         again = capture(after.eval())
-        return again, lift_graph(again), Remark("applied", name, "the whole graph", "rewritten", None, error)
+        return (
+            again,
+            lift_graph(again, example_inputs),
+            Remark("applied", name, "the whole graph", "rewritten", None, error),
+        )
     except Declined as declined:
         reason = declined.reason
-    except Exception as failure:  # noqa: BLE001 - a pass may be anyone's
+    except Exception as failure:
         line = str(failure).strip().split("\n")[0]
         reason = f"the pass failed with {type(failure).__name__}: {line}"
     return captured, values, Remark("missed", name, "the whole graph", f"rolled back: {reason}")
@@ -85,7 +92,7 @@ def _drawn(values: ValueGraph) -> tuple[Tensor, ...]:
         shape = call.shape
         require(shape is not None, "it can't be checked without example_inputs")
         assert shape is not None
-        batch = {s: 2 for s in (shape.axes[0].symbols if shape.exact and shape.axes else ())}
+        batch = dict.fromkeys(shape.axes[0].symbols if shape.exact and shape.axes else (), 2)
         assignment = Assignment(SIZES, dict(batch))
         sizes = [assignment(size) for size in shape.axes]
         drawn.append(torch.randn(sizes if shape.exact else [2, *sizes], dtype=torch.float64))

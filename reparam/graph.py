@@ -127,7 +127,9 @@ class ValueGraph:
                 graph is as it was then.
         """
         dead = self.dead_after(rewrite)
-        for reader, source, twin in [move for call in dead for move in self._moves(call, dead, rewrite)]:
+        for reader, source, twin in [
+            move for call in dead for move in self._moves(call, dead, rewrite)
+        ]:
             reader.node.replace_input_with(source.node, twin.node)
         built: dict[int, Call] = {}
         new: list[Call] = []

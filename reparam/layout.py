@@ -98,7 +98,9 @@ class Track:
         return grid
 
 
-def _regrouped(axes: tuple[tuple[Factor, ...], ...], sizes: tuple[Size, ...]) -> tuple[tuple[Factor, ...], ...]:
+def _regrouped(
+    axes: tuple[tuple[Factor, ...], ...], sizes: tuple[Size, ...]
+) -> tuple[tuple[Factor, ...], ...]:
     """The same factors in order, split among axes of these sizes."""
     left = [factor for factors in axes for factor in factors if factor.size != ONE]
     grouped: list[tuple[Factor, ...]] = []

@@ -7,9 +7,8 @@ touches is lowered to just what it was.
 
 import itertools
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -19,16 +18,15 @@ from reparam import known
 from reparam.capture import Capture, hooked
 from reparam.constants import Constants, attribute
 from reparam.effects import fenced, writes
-from reparam.errors import Declined, PassError
+from reparam.errors import Declined
 from reparam.facts import TensorFacts
-from reparam.graph import Apply, Call, ValueGraph
+from reparam.graph import Call, ValueGraph
 from reparam.lift_functions import ARGUMENTS, RULES, Lifted, permutation
 from reparam.lift_modules import module_value
+from reparam.meaning import has_meaning, meaning_of
 from reparam.sizes import Size, SymbolTable
 from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Value
-
-M = TypeVar("M", bound=nn.Module)
-Meaning = Callable[..., Value | Apply]
+from reparam.verify import split_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,35 +40,6 @@ class Source:
 
     node: fx.Node
     inputs: tuple[fx.Node, ...]
-
-
-def lift(layer: type[M]) -> Callable[[Callable[[M], Value]], Callable[[M], Value]]:
-    """Say what a layer of your own means, as a value of its one input.
-
-    ```python
-    @reparam.lift(ScaledLinear)
-    def _(layer: ScaledLinear) -> Value:
-        return Conv(layer.weight * layer.gain, layer.bias)
-    ```
-
-    The meaning holds for just this class, not for its subclasses. It is compared with the layer
-    itself, in float64, at every compile; where the two differ the layer stays as it is.
-
-    Args:
-        layer: the class of the layer.
-
-    Raises:
-        PassError: if it is no `torch.nn.Module` class.
-    """
-    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
-        raise PassError(f"lift takes a class of torch.nn.Module, not {layer!r}")
-
-    def register(meaning: Callable[[M], Value]) -> Callable[[M], Value]:
-        # The class carries its own meaning: no table that an import would have to fill.
-        layer.__reparam_lift__ = staticmethod(meaning)  # type: ignore[attr-defined]
-        return meaning
-
-    return register
 
 
 MOST_ROUNDS = 8
@@ -232,8 +201,7 @@ class _Lifter:
             return value, (node.args[0], module.start_dim, module.end_dim)
         facts = self.facts(node.args[0])
         axes = len(facts.axes) if isinstance(facts, TensorFacts) and facts.exact else None
-        meaning: Any = vars(type(module)).get("__reparam_lift__")
-        value = meaning(module) if meaning else module_value(module, axes)
+        value = meaning_of(module, facts) if has_meaning(module) else module_value(module, axes)
         return None if value is None else (value, (node.args[0],))
 
     def _heed(self, node: fx.Node) -> None:
@@ -278,8 +246,14 @@ class _Lifter:
                 axes = (fresh(), *axes)
             exact = have.exact or len(axes) > len(have.axes)
             self.learned[node] = TensorFacts(axes, exact, have.dtype or dtype)
-        elif exact and isinstance(have, TensorFacts) and not have.exact and keeps_axes(Call(self.lifted[node])):
+        elif (
+            exact
+            and isinstance(have, TensorFacts)
+            and not have.exact
+            and keeps_axes(Call(self.lifted[node]))
+        ):
             self._learn(node.all_input_nodes[0], n, None, None, exact=True)
+
 
 def keeps_axes(call: Call) -> bool:
     """Whether the result has as many axes as the first input."""
@@ -307,15 +281,29 @@ def _path(node: fx.Node) -> str:
     return f"{owner}.{node.name}" if owner else node.name
 
 
-def lift_graph(capture: Capture) -> ValueGraph:
-    """Transcribe a traced model.
+def _given(
+    graph: fx.Graph, example_inputs: Any, symbols: SymbolTable
+) -> dict[fx.Node, TensorFacts]:
+    """What example inputs tell of the graph's inputs."""
+    args, kwargs = split_inputs(() if example_inputs is None else example_inputs)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    named = {node: kwargs[node.target] for node in placeholders if node.target in kwargs}
+    return {
+        node: TensorFacts(tuple(symbols.fresh() for _ in given.shape), True, given.dtype)
+        for node, given in [*zip(placeholders, args, strict=False), *named.items()]
+        if isinstance(given, torch.Tensor)
+    }
+
+
+def lift_graph(capture: Capture, example_inputs: Any = None) -> ValueGraph:
+    """Transcribe a traced model. Example inputs tell dtypes and numbers of axes, not sizes.
 
     What a call demands of a tensor becomes known only after that tensor was transcribed, so this
     goes on until nothing more is learned. The rest often follows from what is learned first, so
     in the first rounds just that is kept.
     """
     symbols = SymbolTable()
-    learned = Learned({}, {})
+    learned = Learned(_given(capture.graph, example_inputs, symbols), {})
     for round_ in itertools.count():
         before = replace(learned, facts=dict(learned.facts), premises=dict(learned.premises))
         values = _Lifter(capture, learned, symbols).run()
@@ -325,5 +313,7 @@ def lift_graph(capture: Capture) -> ValueGraph:
         if round_ < MOST_ROUNDS:
             first = min(new)
             premises = {p: node for p, node in learned.premises.items() if node is first}
-            learned = Learned(before.facts | {first: learned.facts[first]}, before.premises | premises)
+            learned = Learned(
+                before.facts | {first: learned.facts[first]}, before.premises | premises
+            )
     raise AssertionError("each round learns something of a finite graph")

@@ -46,7 +46,14 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
         ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     ),
     "batch_norm": (
-        "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
+        "input",
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "training",
+        "momentum",
+        "eps",
     ),  # fmt: skip
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), ("input", "p", "training")),
     "getattr": ("input", "name"),
@@ -112,7 +119,7 @@ def _div(context: Context, a: dict[str, Any]) -> Lifted | None:
 
 
 def _weighted(context: Context, a: dict[str, Any], sign: float) -> Lifted | None:
-    """x + sign * alpha * y."""
+    """X + sign * alpha * y."""
     alpha = _number(a.get("alpha", 1))
     if alpha is None:
         return None
@@ -150,7 +157,10 @@ def _conv(context: Context, a: dict[str, Any]) -> Lifted | None:
 def _batch_norm(context: Context, a: dict[str, Any]) -> Lifted | None:
     if a.get("training"):
         raise Declined("it is in training mode, where it uses the batch's statistics")
-    tensors = {name: context.constant(a.get(name)) for name in ("running_mean", "running_var", "weight", "bias")}
+    tensors = {
+        name: context.constant(a.get(name))
+        for name in ("running_mean", "running_var", "weight", "bias")
+    }
     if any(tensors[name] is None and a.get(name) is not None for name in tensors):
         raise Declined("one of its tensors is computed from the input")
     facts = context.facts(a["input"])
@@ -188,7 +198,7 @@ def _select(context: Context, a: dict[str, Any], axis: Any, index: Any) -> Lifte
 def _narrow(context: Context, source: fx.Node, index: Any) -> Lifted | None:
     """One piece of a `chunk` or `split` into equal parts of a known size."""
     x, pieces = source.args[0], source.args[1]
-    axis = source.args[2] if len(source.args) > 2 else source.kwargs.get("dim", 0)  # noqa: PLR2004
+    axis = source.args[2] if len(source.args) > 2 else source.kwargs.get("dim", 0)
     facts = context.facts(x)
     if not isinstance(facts, TensorFacts) or not facts.exact or type(axis) is not int:
         return None
@@ -201,9 +211,7 @@ def _narrow(context: Context, source: fx.Node, index: Any) -> Lifted | None:
     if size.factor % length or not -count <= index < count:
         return None
     start = index % count * length
-    value = Layout(
-        torch.narrow, pure=True, kind="slice", index=(axis, start), length=length
-    )
+    value = Layout(torch.narrow, pure=True, kind="slice", index=(axis, start), length=length)
     return value, (x, axis, start, length)
 
 
@@ -253,7 +261,7 @@ RULES: dict[str, Rule] = {
 
 def permutation(target: Any, args: tuple[Any, ...], facts: Any) -> Layout | None:
     """The layout of a permute, whose arguments come in two forms."""
-    axes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]  # noqa: PLR2004
+    axes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
     if not isinstance(facts, TensorFacts) or not facts.exact or len(axes) != len(facts.axes):
         return None
     if not all(type(axis) is int for axis in axes):

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from reparam.errors import Declined, require
 from reparam.values import IDENTITY, BatchNorm, Conv, Sides, Value
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORM_AXES: dict[type[nn.Module], int | None] = {
     nn.BatchNorm1d: None,

@@ -20,7 +20,12 @@ from reparam.lift import Source
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
 
 MODULES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS: tuple[type[nn.Module], ...] = (
+    nn.BatchNorm1d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+)
 
 
 class _Lowerer:
@@ -54,7 +59,9 @@ class _Lowerer:
 
     def _call(self, call: Call) -> fx.Node:
         value, args = call.value, call.node.args
-        inputs: Any = pytree.tree_map_only(fx.Node, lambda n: self.lowered[n], (args, call.node.kwargs))
+        inputs: Any = pytree.tree_map_only(
+            fx.Node, lambda n: self.lowered[n], (args, call.node.kwargs)
+        )
         source = call.node.meta.get("source")
         if isinstance(source, Source):
             return self._unchanged(source, dict(zip(source.inputs, inputs[0], strict=True)))
@@ -70,7 +77,9 @@ class _Lowerer:
             case Shape(_, True):
                 return self.graph.call_method("dim", (inputs[0][0],))
             case Shape(axis):
-                return self.graph.call_method("size", (inputs[0][0], *(() if axis is None else (axis,))))
+                return self.graph.call_method(
+                    "size", (inputs[0][0], *(() if axis is None else (axis,)))
+                )
             case Opaque():
                 return self._opaque(value, *inputs)
             case _:
@@ -124,7 +133,9 @@ class _Lowerer:
         if conv.border is not None:
             # Padded with zeros, after the constant was taken off; the bias makes up for it.
             constant = conv.border.reshape(-1, *(1,) * conv.n)
-            x = self.graph.call_function(operator.sub, (x, self._buffer(f"{name}_border", constant, dtype)))
+            x = self.graph.call_function(
+                operator.sub, (x, self._buffer(f"{name}_border", constant, dtype))
+            )
             bias = border_bias(conv)
         symmetric = all(before == after for before, after in conv.padding)
         if not symmetric:
@@ -160,7 +171,9 @@ class _Lowerer:
 
     def _batch_norm(self, call: Call, norm: BatchNorm, x: fx.Node) -> fx.Node:
         name = self._fresh(call.name)
-        module: Any = BATCH_NORMS[norm.n or 0](norm.mean.numel(), norm.eps, affine=norm.weight is not None)
+        module: Any = BATCH_NORMS[norm.n or 0](
+            norm.mean.numel(), norm.eps, affine=norm.weight is not None
+        )
         module.running_mean.copy_(norm.mean)
         module.running_var.copy_(norm.variance)
         if norm.weight is not None:
@@ -177,7 +190,9 @@ class _Lowerer:
             if total is not None and coefficient == -1:
                 total = self.graph.call_function(operator.sub, (total, x))
                 continue
-            term = x if coefficient == 1 else self.graph.call_function(operator.mul, (x, coefficient))
+            term = (
+                x if coefficient == 1 else self.graph.call_function(operator.mul, (x, coefficient))
+            )
             total = term if total is None else self.graph.call_function(operator.add, (total, term))
         assert total is not None, "a sum has at least one operand"
         return total
@@ -196,7 +211,9 @@ class _Lowerer:
         occupied = self.attributes.keys() | self.taken
         candidate, count = name, 0
         while any(
-            path == candidate or path.startswith(f"{candidate}.") or candidate.startswith(f"{path}.")
+            path == candidate
+            or path.startswith(f"{candidate}.")
+            or candidate.startswith(f"{path}.")
             for path in occupied
         ):
             count += 1

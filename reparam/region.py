@@ -11,63 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
-from reparam.algebra import (
-    add,
-    added_shape,
-    batch_norm_affine,
-    compose,
-    composed_madds,
-    exact,
-    identity_like,
-    numberless,
-    scale_output,
-)
-from reparam.cost import Cost, conv_madds, cost, summed_madds
+from reparam.algebra import batch_norm_affine, exact
+from reparam.composition import composed_madds
+from reparam.cost import Cost, conv_madds, cost
 from reparam.errors import Declined, require
 from reparam.graph import Apply, Call, Expression
 from reparam.rewrite import Replace
+from reparam.terms import Group, Term, composed, grouped, merged, scaled
 from reparam.values import BatchNorm, Conv, Sum
 
 LONGEST = 64
 """How many calls a region may take in. Merging gains nothing from longer ones; time it costs."""
-
-
-@dataclass(frozen=True)
-class Term:
-    """One linear map of a tensor.
-
-    Attributes:
-        map: the map; a `Sum` of one coefficient while the number of channels is not needed.
-        convolutions: how many of the paths that met in it lead through convolutions.
-        skips: how many don't: there the tensor itself was scaled and shifted.
-    """
-
-    map: Conv | Sum
-    convolutions: int = 0
-    skips: int = 1
-
-
-@dataclass(frozen=True)
-class Group:
-    """Maps of one tensor that are to be one map.
-
-    Attributes:
-        map: the merged map, with the right sizes but without numbers.
-        terms: what it is merged from.
-    """
-
-    map: Conv | Sum
-    terms: tuple[Term, ...]
-
-    @property
-    def convolutions(self) -> int:
-        """How many paths lead through convolutions."""
-        return sum(term.convolutions for term in self.terms)
-
-    @property
-    def skips(self) -> int:
-        """How many don't."""
-        return sum(term.skips for term in self.terms)
 
 
 @dataclass(frozen=True)
@@ -90,7 +44,9 @@ class Candidate:
     @property
     def profitable(self) -> bool:
         """Whether operations fall and multiply-adds do not rise."""
-        return self.after.operations < self.before.operations and self.after.madds <= self.before.madds
+        return (
+            self.after.operations < self.before.operations and self.after.madds <= self.before.madds
+        )
 
     @property
     def gain(self) -> tuple[float, float]:
@@ -188,7 +144,7 @@ def _candidates(
             continue
         try:
             _same_kind(root, call)
-            terms[call] = tuple(_merged(group) for group in _grouped(terms[call]))
+            terms[call] = tuple(merged(group) for group in grouped(terms[call]))
             parts = _expanded(call, terms[call], limit=None if frugal or stays else budget)
         except Declined as declined:
             stuck.add(call)
@@ -220,7 +176,7 @@ def _expanded(call: Call, terms: tuple[Term, ...], limit: float | None) -> list[
         if len(value.coefficients) > 1:
             _require_one_shape(call)
         pairs = list(zip(value.coefficients, call.inputs, strict=True))
-        return [(x, replace(t, map=_scaled(t.map, c))) for t in terms for c, x in pairs]
+        return [(x, replace(t, map=scaled(t.map, c))) for t in terms for c, x in pairs]
     if isinstance(value, BatchNorm):
         inner = batch_norm_affine(value)
     else:
@@ -232,9 +188,9 @@ def _expanded(call: Call, terms: tuple[Term, ...], limit: float | None) -> list[
     for term in terms:
         if isinstance(term.map, Conv):
             _require_affordable(term.map, inner, limit)
-        composed = _composed(term.map, inner)
+        deeper = composed(term.map, inner)
         paths = term.convolutions + term.skips
-        met = replace(term, map=composed) if skip else Term(composed, paths, 0)
+        met = replace(term, map=deeper) if skip else Term(deeper, paths, 0)
         new.append((source, met))
     return new
 
@@ -243,7 +199,10 @@ def _require_one_shape(call: Call) -> None:
     """A sum distributes over its operands if none of them is broadcast."""
     shapes = [source.shape for source in call.inputs]
     same = all(
-        shape is not None and shapes[0] is not None and shape.axes == shapes[0].axes and shape.exact == shapes[0].exact
+        shape is not None
+        and shapes[0] is not None
+        and shape.axes == shapes[0].axes
+        and shape.exact == shapes[0].exact
         for shape in shapes
     )
     require(same, "the operands of the sum are not known to have one shape")
@@ -273,18 +232,6 @@ def _budget(root: Call, through: Callable[[Call], bool]) -> float:
     return total
 
 
-def _scaled(map_: Conv | Sum, coefficient: float) -> Conv | Sum:
-    if isinstance(map_, Sum):
-        return Sum((map_.coefficients[0] * coefficient,))
-    return map_ if coefficient == 1 else scale_output(coefficient, map_)
-
-
-def _composed(outer: Conv | Sum, inner: Conv) -> Conv:
-    if isinstance(outer, Sum):
-        return inner if outer.coefficients[0] == 1 else scale_output(outer.coefficients[0], inner)
-    return compose(outer, inner)
-
-
 def _pixels(term: Term) -> float:
     """Pixels of a tensor per pixel of the root, by the stride of the map between them."""
     return prod(term.map.stride) if isinstance(term.map, Conv) else 1
@@ -302,7 +249,7 @@ def _candidate(
     before = Cost(0, 0)
     for call in removed:
         before += cost(call.value, channels, expanded[call])
-    groups = {call: _grouped(several) for call, several in terms.items()}
+    groups = {call: grouped(several) for call, several in terms.items()}
     return Candidate(root, groups, tuple(removed), before, _written_cost(groups, channels))
 
 
@@ -322,60 +269,13 @@ def _written_cost(groups: dict[Call, list[Group]], channels: int) -> Cost:
     return total
 
 
-def _grouped(terms: tuple[Term, ...]) -> list[Group]:
-    """Merge maps of one tensor pair by pair, the most rewarding first, as long as that pays."""
-    groups = [Group(_numberless(term.map), (term,)) for term in terms]
-    while True:
-        pairs = ((_extra_madds(a.map, b.map), i, a, b) for i, a in enumerate(groups) for b in groups[i + 1 :])
-        best = min((p for p in pairs if p[0] is not None and p[0] <= 0), default=None, key=lambda p: p[:2])
-        if best is None:
-            return groups
-        _, _, a, b = best
-        groups = [group for group in groups if group is not a and group is not b]
-        groups.append(Group(_added(a.map, b.map, added_shape), a.terms + b.terms))
-
-
-def _numberless(map_: Conv | Sum) -> Conv | Sum:
-    """The map without its weights: enough to tell what merges with what, and the cost."""
-    return numberless(map_, tuple(map_.weight.shape)) if isinstance(map_, Conv) else map_
-
-
-def _extra_madds(a: Conv | Sum, b: Conv | Sum) -> float | None:
-    """Multiply-adds per pixel that merging two maps adds, the sum saved; None if it can't be."""
-    if isinstance(a, Sum) and isinstance(b, Sum):
-        return 0
-    pair = _pair(a, b)
-    try:
-        together = summed_madds(*pair)
-    except Declined:
-        return None
-    apart = sum(conv_madds(map_) for map_ in (a, b) if isinstance(map_, Conv))
-    return together - apart - pair[0].out_channels
-
-
-def _pair(a: Conv | Sum, b: Conv | Sum) -> tuple[Conv, Conv]:
-    """Both as convolutions; at least one is."""
-    if isinstance(a, Sum):
-        assert isinstance(b, Conv)
-        return identity_like(b, a.coefficients[0]), b
-    return a, identity_like(a, b.coefficients[0]) if isinstance(b, Sum) else b
-
-
-def _added(
-    a: Conv | Sum, b: Conv | Sum, law: Callable[[Conv, Conv], Conv] = add
-) -> Conv | Sum:
-    if isinstance(a, Sum) and isinstance(b, Sum):
-        return Sum((a.coefficients[0] + b.coefficients[0],))
-    return law(*_pair(a, b))
-
-
 def _written(candidate: Candidate) -> Expression:
     """The candidate as an expression: a map, or a weighted sum of maps and tensors."""
     operands: list[Expression] = []
     coefficients: list[float] = []
     for call, groups in candidate.groups.items():
         for group in groups:
-            merged = _merged(group).map
+            merged = merged(group).map
             if isinstance(merged, Sum):
                 coefficients.append(merged.coefficients[0])
                 operands.append(call)
@@ -387,17 +287,6 @@ def _written(candidate: Candidate) -> Expression:
     return Apply(Sum(tuple(coefficients)), tuple(operands))
 
 
-def _merged(group: Group) -> Term:
-    """The maps of a group as one."""
-    # Multiples first: each needs a convolution beside it to become one.
-    maps = sorted((term.map for term in group.terms), key=lambda map_: isinstance(map_, Conv))
-    total = maps[0]
-    for map_ in maps[1:]:
-        total = _added(total, map_)
-    return Term(total, group.convolutions, group.skips)
-
-
 def diagonal(call: Call) -> bool:
     """Whether a call scales and shifts each channel by itself: a batch norm, a layer scale."""
     return isinstance(call.value, BatchNorm) or (isinstance(call.value, Conv) and call.value.affine)
-

@@ -50,7 +50,9 @@ class Size:
 
     def __repr__(self) -> str:
         """As a product."""
-        return "*".join([str(self.factor)] * (self.factor != 1 or self.known) + [*map(repr, self.symbols)])
+        return "*".join(
+            [str(self.factor)] * (self.factor != 1 or self.known) + [*map(repr, self.symbols)]
+        )
 
 
 ONE = Size(1)

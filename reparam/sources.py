@@ -5,6 +5,7 @@ import functools
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -225,6 +226,6 @@ def _suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """An exception in one line."""
-    line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    """An exception in one line, cut where it goes on and on."""
+    text = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

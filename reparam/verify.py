@@ -89,14 +89,37 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
     with torch.no_grad():
         expected = _floats(model(*_clone(args), **_clone(kwargs)))
         found = _floats(fused(*_clone(args), **_clone(kwargs)))
-        wide = _widened(copy.deepcopy(model))
-        exact = _floats(wide(*_double(args), **_double(kwargs)))
+    return compare_outputs(expected, found, float64_outputs(model, example_inputs))
+
+
+def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
+    """The floating-point outputs, one after the other, of a copy of the model in float64."""
+    args, kwargs = split_inputs(example_inputs)
+    with torch.no_grad():
+        return _floats(_widened(copy.deepcopy(model))(*_double(args), **_double(kwargs)))
+
+
+def compare_outputs(
+    expected: list[Tensor], found: list[Tensor], exact: list[Tensor]
+) -> Equivalence:
+    """Judge the outputs of one model by those of another, as `verify` does.
+
+    Args:
+        expected: the tensors that the original returns.
+        found: what should be the same.
+        exact: the floating-point ones among the original's, in float64. Of the others only the
+            shapes and dtypes are compared: a tie may fall either way.
+
+    Raises:
+        VerificationError: if shapes or dtypes differ, or if there is nothing to compare.
+    """
     if [(t.shape, t.dtype) for t in expected] != [(t.shape, t.dtype) for t in found]:
+        shown = [[f"{tuple(t.shape)} {t.dtype}" for t in tensors] for tensors in (found, expected)]
         raise VerificationError(
             "the compiled model returns other shapes or dtypes: "
-            f"{[tuple(t.shape) for t in found]} instead of {[tuple(t.shape) for t in expected]}"
+            f"{', '.join(shown[0])} instead of {', '.join(shown[1])}"
         )
-    return _compare(expected, found, exact)
+    return _compare(_floats(expected), _floats(found), exact)
 
 
 def _compare(expected: list[Tensor], found: list[Tensor], exact: list[Tensor]) -> Equivalence:

@@ -215,9 +215,7 @@ assert reparam.default_passes() is chosen
 
 
 @pytest.mark.parametrize("imported", [False, True], ids=["ours first", "theirs first"])
-def test_a_folder_of_passes_of_the_users_own_breaks_nothing(
-    imported: bool, tmp_path: Path
-) -> None:
+def test_a_folder_of_passes_of_the_users_own_breaks_nothing(imported: bool, tmp_path: Path) -> None:
     (tmp_path / "passes").mkdir()
     (tmp_path / "passes" / "__init__.py").write_text("MINE = 1\n")
     script = USES_BOTH.format(first="import passes" if imported else "", imported=imported)

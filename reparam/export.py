@@ -1,0 +1,193 @@
+"""Write a model as an ONNX file that has been run, and only then give it its name."""
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from reparam.capture import check_mode
+from reparam.errors import ExportError
+from reparam.export_check import check, shapes_text
+from reparam.export_graph import Draft, NotDynamicError, draft, extra, open_axes, quiet
+from reparam.export_model import FlatModel
+from reparam.verify import Equivalence
+
+DEFAULT_OPSET = 20
+"""The first opset that has GELU as one operator."""
+
+LOWEST_OPSET = 18
+"""What torch's exporter translates to; anything lower would be converted down from it."""
+
+LARGEST_FILE = 2**31 - 2**24
+"""Bytes of weights that one protobuf message holds, with room for the graph."""
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """An ONNX file that computes what the model computes.
+
+    Attributes:
+        path: of the file. The weights of a model above 2 GB are beside it, in `<name>.data`.
+        opset: its version of the ONNX operators.
+        nodes: how often each operator stands in its graph.
+        dynamic: by input, the axes that may have any size, and their names.
+        equivalence: ONNX Runtime's outputs (`fused`) and the model's own (`model`), both against
+            the model in float64, at the worst of all sizes that were tried.
+        checked: shapes of the inputs that the file was run on, `1×3×256×256`.
+        remarks: why an axis that was to be dynamic is not.
+        bytes: size on disk, weights included.
+    """
+
+    path: Path
+    opset: int
+    nodes: Mapping[str, int]
+    dynamic: Mapping[str, Mapping[int, str]]
+    equivalence: Equivalence
+    checked: tuple[str, ...]
+    remarks: tuple[str, ...]
+    bytes: int
+
+    @property
+    def total(self) -> int:
+        """The number of nodes."""
+        return sum(self.nodes.values())
+
+
+def export_onnx(
+    fused: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    opset: int | None = None,
+    dynamic: bool = True,
+) -> OnnxExport:
+    """Write a model as an ONNX file.
+
+    The file is checked before it gets its name: by `onnx.checker`, and in ONNX Runtime against the
+    model itself, by the measure of `reparam.verify`, on the example and at other sizes. If
+    anything fails there is no new file, and one that was there before is as it was.
+
+    Args:
+        fused: the model, compiled or not, in evaluation mode. It is not changed.
+        path: of the file. Its folder has to exist; a file of that name is replaced.
+        example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments. Tensors
+            become inputs of the file, named like the parameters; the rest is fixed.
+        opset: version of the ONNX operators to use; by default, the lowest with GELU as one.
+        dynamic: leave the batch (the first axis) and, of images `(N, C, H, W)`, height and width
+            open. An axis at which no size but the example's is right is fixed; the result says so.
+
+    Raises:
+        TrainingModeError: if the model is in training mode.
+        MissingExtraError: if `reparam[onnx]` is not installed.
+        ExportError: if the model can't be exported, the file computes something else, or it can't
+            be written.
+    """
+    for module in ("onnx", "onnxscript", "onnx_graphsurgeon", "onnxruntime"):
+        extra(module)
+    check_mode(fused)
+    opset = DEFAULT_OPSET if opset is None else opset
+    newest: int = extra("onnx").defs.onnx_opset_version()
+    if not LOWEST_OPSET <= opset <= newest:
+        raise ExportError(f"opset is {opset}: give one from {LOWEST_OPSET} to {newest}")
+    target = _target(path)
+    model = FlatModel(fused, example_inputs)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".reparam-", dir=target.parent) as folder, quiet():
+            return _export(model, target, Path(folder), opset, dynamic)
+    except OSError as error:
+        raise ExportError(f"can't write {target}: {error.strerror or error}") from error
+
+
+def _export(model: FlatModel, target: Path, folder: Path, opset: int, dynamic: bool) -> OnnxExport:
+    """Draft, write and check, with ever fewer axes left open; then move into place."""
+    attempts = (("batch", "height", "width"), ("batch",), ()) if dynamic else ((),)
+    reasons: dict[str, str] = {}
+    for kinds in attempts:
+        try:
+            found = draft(model, kinds, opset)
+            files = _write(found.proto, folder / target.name)
+            equivalence, checked = check(files[-1], model, found)
+            break
+        except NotDynamicError as error:
+            if not kinds:
+                raise ExportError(f"{model.title} can't be exported to ONNX: {error}") from error
+            dropped = kinds[1:] or kinds
+            reasons |= {kind: str(error) for kind in dropped if kind not in reasons}
+    else:
+        raise AssertionError("the last attempt has no dynamic axis")
+    fixed = {k for a, k in open_axes(model.example).items() if a not in found.axes}
+    result = OnnxExport(
+        path=target,
+        opset=found.proto.opset_import[0].version,
+        nodes=dict(sorted(Counter(node.op_type for node in found.proto.graph.node).items())),
+        dynamic=_by_input(model, found),
+        equivalence=equivalence,
+        checked=tuple(map(shapes_text, checked)),
+        remarks=tuple(
+            f"{kind} is fixed: {reasons.get(kind, 'the model computes with the size itself')}"
+            for kind in sorted(fixed if dynamic else ())
+        ),
+        bytes=sum(file.stat().st_size for file in files),
+    )
+    _publish(files, target, folder)
+    return result
+
+
+def _by_input(model: FlatModel, found: Draft) -> dict[str, dict[int, str]]:
+    dynamic: dict[str, dict[int, str]] = {name: {} for name in model.input_names}
+    for (number, axis), label in found.labels.items():
+        dynamic[model.input_names[number]][axis] = label
+    return dynamic
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file to write, links followed.
+
+    Raises:
+        ExportError: if there can't be such a file.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise ExportError(f"can't write {path}: it is a folder")
+    if not target.parent.is_dir():
+        raise ExportError(f"can't write {path}: there is no folder {target.parent}")
+    if target.exists() and not (target.is_file() and os.access(target, os.W_OK)):
+        raise ExportError(f"can't write {path}: it is not a file that can be replaced")
+    return target
+
+
+def _write(proto: Any, path: Path) -> list[Path]:
+    """Write a model; weights above protobuf's limit into a file of their own, which comes first."""
+    onnx = extra("onnx")
+    if sum(len(weight.raw_data) for weight in proto.graph.initializer) <= LARGEST_FILE:
+        onnx.save(proto, path)
+        return [path]
+    data = path.with_name(f"{path.name}.data")
+    data.unlink(missing_ok=True)  # of an earlier attempt: onnx would append to it
+    onnx.save(proto, path, save_as_external_data=True, location=data.name)
+    return [data, path]
+
+
+def _publish(files: list[Path], target: Path, folder: Path) -> None:
+    """Move files into place, the model last; if one can't be moved, all is as it was."""
+    kept: list[tuple[Path, Path]] = []
+    moved: list[Path] = []
+    try:
+        for file in files:
+            place = target.with_name(file.name)
+            if len(files) > 1 and place.exists():
+                kept.append((folder / f"{file.name}.kept", place))
+                place.replace(kept[-1][0])
+            file.replace(place)
+            moved.append(place)
+    except OSError:
+        for place in moved:
+            place.unlink()
+        for copy, place in kept:
+            copy.replace(place)
+        raise

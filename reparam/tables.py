@@ -1,0 +1,65 @@
+"""The tables that the command line shows beside the report's own."""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from rich.table import Column, Table
+
+from reparam.export import OnnxExport
+from reparam.report import Remark
+
+
+def fused_table(applied: Sequence[Remark]) -> Table:
+    """What was done, by pass; what was done alike in several blocks, once."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for remark in applied:
+        alike.setdefault((remark.rule, _pattern(remark.message)), []).append(remark.message)
+    table = Table("pass", Column("what", overflow="fold"), title="Fused")
+    table.add_column("times", justify="right")
+    for rule, group in itertools.groupby(sorted(alike.items()), lambda item: item[0][0]):
+        for (_, pattern), messages in group:
+            what = pattern if len(messages) > 1 else messages[0]
+            table.add_row(rule, what, str(len(messages)))
+        table.add_section()
+    return table
+
+
+def not_fused_table(missed: Sequence[Remark]) -> Table:
+    """What was not done, why, and in every place."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for remark in missed:
+        blocker = remark.blocker if remark.blocker not in (None, remark.call) else None
+        place = f"{remark.call} (because of {blocker})" if blocker else remark.call
+        places.setdefault((remark.rule, remark.message), []).append(place)
+    fold = [Column(name, overflow="fold") for name in ("why not", "where")]
+    table = Table("pass", *fold, title="Not fused", show_lines=True)
+    for (rule, message), where in places.items():
+        table.add_row(rule, message, "\n".join(where))
+    return table
+
+
+def onnx_table(exported: OnnxExport) -> Table:
+    """What the file is, and how far it was checked."""
+    error = exported.equivalence
+    nodes = ", ".join(f"{count} {name}" for name, count in exported.nodes.items())
+    table = Table(Column("ONNX file", no_wrap=True), Column(str(exported.path), overflow="fold"))
+    table.add_row("size", f"{exported.bytes:,} bytes")
+    table.add_row("opset", str(exported.opset))
+    table.add_row("nodes", f"{exported.total}: {nodes}")
+    for name, axes in exported.dynamic.items():
+        table.add_row("open axes", f"{name}: {', '.join(axes.values()) or 'none'}")
+    table.add_row(
+        "largest error",
+        f"{error.max_fused:.1e} in ONNX Runtime, {error.max_model:.1e} in PyTorch "
+        f"(against float64; the largest output is {error.maximum:.1e})",
+    )
+    table.add_row("checked at", ", ".join(exported.checked))
+    for remark in exported.remarks:
+        table.add_row("remark", remark)
+    return table
+
+
+def _pattern(message: str) -> str:
+    """A message with the numbers in dotted names left out: `stages.*.blocks.*.conv`."""
+    return re.sub(r"(?<=\.)\d+\b|\b\d+(?=\.)", "*", message)

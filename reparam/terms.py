@@ -1,0 +1,121 @@
+"""Maps of one tensor, as they meet in a region: which of them become one, and what that costs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from reparam.algebra import add, added_shape, identity_like, numberless, scale_output
+from reparam.composition import compose
+from reparam.cost import conv_madds, summed_madds
+from reparam.errors import Declined
+from reparam.values import Conv, Sum
+
+
+@dataclass(frozen=True)
+class Term:
+    """One linear map of a tensor.
+
+    Attributes:
+        map: the map; a `Sum` of one coefficient while the number of channels is not needed.
+        convolutions: how many of the paths that met in it lead through convolutions.
+        skips: how many don't: there the tensor itself was scaled and shifted.
+    """
+
+    map: Conv | Sum
+    convolutions: int = 0
+    skips: int = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Maps of one tensor that are to be one map.
+
+    Attributes:
+        map: the merged map, with the right sizes but without numbers.
+        terms: what it is merged from.
+    """
+
+    map: Conv | Sum
+    terms: tuple[Term, ...]
+
+    @property
+    def convolutions(self) -> int:
+        """How many paths lead through convolutions."""
+        return sum(term.convolutions for term in self.terms)
+
+    @property
+    def skips(self) -> int:
+        """How many don't."""
+        return sum(term.skips for term in self.terms)
+
+
+def grouped(terms: tuple[Term, ...]) -> list[Group]:
+    """Merge maps of one tensor pair by pair, the most rewarding first, as long as that pays."""
+    groups = [Group(_numberless(term.map), (term,)) for term in terms]
+    while True:
+        pairs = (
+            (_extra_madds(a.map, b.map), i, a, b)
+            for i, a in enumerate(groups)
+            for b in groups[i + 1 :]
+        )
+        best = min(
+            (p for p in pairs if p[0] is not None and p[0] <= 0), default=None, key=lambda p: p[:2]
+        )
+        if best is None:
+            return groups
+        _, _, a, b = best
+        groups = [group for group in groups if group is not a and group is not b]
+        groups.append(Group(_added(a.map, b.map, added_shape), a.terms + b.terms))
+
+
+def _numberless(map_: Conv | Sum) -> Conv | Sum:
+    """The map without its weights: enough to tell what merges with what, and the cost."""
+    return numberless(map_, tuple(map_.weight.shape)) if isinstance(map_, Conv) else map_
+
+
+def _extra_madds(a: Conv | Sum, b: Conv | Sum) -> float | None:
+    """Multiply-adds per pixel that merging two maps adds, the sum saved; None if it can't be."""
+    if isinstance(a, Sum) and isinstance(b, Sum):
+        return 0
+    pair = _pair(a, b)
+    try:
+        together = summed_madds(*pair)
+    except Declined:
+        return None
+    apart = sum(conv_madds(map_) for map_ in (a, b) if isinstance(map_, Conv))
+    return together - apart - pair[0].out_channels
+
+
+def _pair(a: Conv | Sum, b: Conv | Sum) -> tuple[Conv, Conv]:
+    """Both as convolutions; at least one is."""
+    if isinstance(a, Sum):
+        assert isinstance(b, Conv)
+        return identity_like(b, a.coefficients[0]), b
+    return a, identity_like(a, b.coefficients[0]) if isinstance(b, Sum) else b
+
+
+def _added(a: Conv | Sum, b: Conv | Sum, law: Callable[[Conv, Conv], Conv] = add) -> Conv | Sum:
+    if isinstance(a, Sum) and isinstance(b, Sum):
+        return Sum((a.coefficients[0] + b.coefficients[0],))
+    return law(*_pair(a, b))
+
+
+def merged(group: Group) -> Term:
+    """The maps of a group as one."""
+    # Multiples first: each needs a convolution beside it to become one.
+    maps = sorted((term.map for term in group.terms), key=lambda map_: isinstance(map_, Conv))
+    total = maps[0]
+    for map_ in maps[1:]:
+        total = _added(total, map_)
+    return Term(total, group.convolutions, group.skips)
+
+
+def scaled(map_: Conv | Sum, coefficient: float) -> Conv | Sum:
+    if isinstance(map_, Sum):
+        return Sum((map_.coefficients[0] * coefficient,))
+    return map_ if coefficient == 1 else scale_output(coefficient, map_)
+
+
+def composed(outer: Conv | Sum, inner: Conv) -> Conv:
+    if isinstance(outer, Sum):
+        return inner if outer.coefficients[0] == 1 else scale_output(outer.coefficients[0], inner)
+    return compose(outer, inner)
