@@ -229,38 +229,6 @@ def _heading(found: Source) -> str:
     return f"{found.name}, input {'×'.join(map(str, found.example_input.shape))}{weights}"
 
 
-def _onnx_table(exported: OnnxExport) -> Table:
-    error = exported.equivalence
-    nodes = ", ".join(f"{count} {name}" for name, count in exported.nodes.items())
-    table = Table(Column("ONNX file", no_wrap=True), Column(str(exported.path), overflow="fold"))
-    table.add_row("size", f"{exported.bytes:,} bytes")
-    table.add_row("opset", str(exported.opset))
-    table.add_row("nodes", f"{exported.total}: {nodes}")
-    for name, axes in exported.dynamic.items():
-        table.add_row("open axes", f"{name}: {', '.join(axes.values()) or 'none'}")
-    table.add_row(
-        "largest error",
-        f"{error.max_fused:.1e} in ONNX Runtime, {error.max_model:.1e} in PyTorch "
-        f"(against float64; the largest output is {error.maximum:.1e})",
-    )
-    table.add_row("checked at", ", ".join(exported.checked))
-    for remark in exported.remarks:
-        table.add_row("remark", remark)
-    return table
-
-
-def _print_json(found: Source, account: Report, exported: OnnxExport | None = None) -> None:
-    result: dict[str, object] = {
-        "source": found.name,
-        "input_size": list(found.example_input.shape[1:]),
-        "random_weights": found.random_weights,
-        "report": json.loads(account.to_json()),
-    }
-    if exported is not None:
-        result["onnx"] = asdict(exported)
-    typer.echo(json.dumps(result, indent=2, default=str))
-
-
 def _print_json(found: Source, account: Report, exported: OnnxExport | None = None) -> None:
     result: dict[str, object] = {
         "source": found.name,

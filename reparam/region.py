@@ -275,13 +275,13 @@ def _written(candidate: Candidate) -> Expression:
     coefficients: list[float] = []
     for call, groups in candidate.groups.items():
         for group in groups:
-            merged = merged(group).map
-            if isinstance(merged, Sum):
-                coefficients.append(merged.coefficients[0])
+            total = merged(group).map
+            if isinstance(total, Sum):
+                coefficients.append(total.coefficients[0])
                 operands.append(call)
             else:
                 coefficients.append(1.0)
-                operands.append(Apply(merged, (call,)))
+                operands.append(Apply(total, (call,)))
     if coefficients == [1.0]:
         return operands[0]
     return Apply(Sum(tuple(coefficients)), tuple(operands))
