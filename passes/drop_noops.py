@@ -16,10 +16,9 @@ Profitable when:
     Always.
 """
 
-import torch
-
 from reparam import Call, Replace, require, rewrite
 from reparam.graph import INPUT, Apply
+from reparam.known import ASSERT
 from reparam.values import IDENTITY, Constant, Opaque, Sum
 
 
@@ -34,7 +33,7 @@ def drop_noops(call: Call) -> Replace | None:
             require(floating, "its input is not known to be floating-point")
             require(source.value is not INPUT, "the result would be the model's own input")
         return Replace(source)
-    if isinstance(value, Opaque) and value.target is torch._assert:
+    if isinstance(value, Opaque) and value.target is ASSERT:
         condition = call.inputs[0] if call.inputs else None
         require(not value.pinned, "what is known of shapes rests on this assertion")
         proven = condition is not None and condition.facts is True and not call.readers

@@ -10,7 +10,7 @@ Algebra:
     x is a 1×1 convolution with the identity matrix: a one at the centre tap of each channel.
 
 Legal when:
-    The convolution keeps the size: stride 1, padding of half its extent, as many channels out as in.
+    The convolution keeps sizes and channels: stride 1, padding of half its extent.
 
 Profitable when:
     The branch is linear from end to end.

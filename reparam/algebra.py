@@ -201,8 +201,8 @@ def border_bias(conv: Conv) -> Tensor | None:
 def respond(conv: Conv, constant: Shaped[Tensor, " in"]) -> Shaped[Tensor, " out"]:
     """What the map makes of an input that is constant over space, padding included."""
     taps = conv.weight.flatten(2).sum(2) if conv.n else conv.weight
-    blocks = taps.unflatten(0, (conv.groups, -1)) @ constant.reshape(conv.groups, -1, 1)
-    response = blocks.flatten()
+    blocks = taps.reshape(conv.groups, -1, taps.shape[1])
+    response = (blocks @ constant.reshape(conv.groups, -1, 1)).flatten()
     return response if conv.bias is None else response + conv.bias
 
 

@@ -1,11 +1,13 @@
 """Trace a model into a torch.fx graph, without leaving anything behind in it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from reparam import known
 from reparam.errors import CaptureError, TrainingModeError
 from reparam.meaning import has_meaning
 
@@ -59,9 +61,14 @@ class _Tracer(fx.Tracer):
             self.graph.erase_node(node)
 
 
-def hooked(module: nn.Module) -> bool:
+def hooked(module: Any) -> bool:
     """Whether calling the module does more than its forward says."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def modules_of(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Every module with its path, the model itself first."""
+    return model.named_modules()
 
 
 def check_mode(model: nn.Module) -> None:
@@ -72,11 +79,11 @@ def check_mode(model: nn.Module) -> None:
     """
     if not model.training:
         return
-    training = ((name, m) for name, m in model.named_modules() if m.training)
+    affected = (known.NORM_BASE, known.DROPOUT_BASE)
     layers = (
-        (name, m)
-        for name, m in training
-        if isinstance(m, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd)
+        (name, module)
+        for name, module in modules_of(model)
+        if module.training and isinstance(module, affected)
     )
     name, module = next(layers, ("", model))
     where = f"module {name!r} ({type(module).__name__})" if name else f"{type(module).__name__}"

@@ -14,8 +14,9 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -67,6 +68,8 @@ InputSizeOption = Annotated[
 
 def main() -> None:
     """Run the command line: the console script."""
+    # A terminal that lacks a character gets a question mark, not a failure after the work is done.
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors="replace")
     app(prog_name="reparam")
 
 
@@ -124,6 +127,8 @@ def explain(
     console = _console()
     console.print(_heading(found))
     console.print(account.operator_table())
+    if account.verification.whole_model is not None:
+        console.print(f"whole model: {account.verification.whole_model}")
     console.print(fused_table(account.applied))
     if account.missed:
         console.print(not_fused_table(account.missed))

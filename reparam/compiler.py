@@ -1,15 +1,15 @@
 """The compiler's entry: capture, lift, rewrite, lower, verify, report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
 from reparam.capture import Capture, capture
 from reparam.driver import Driver, Listener
 from reparam.errors import PassError, ReparamError
-from reparam.foreign import run_foreign
+from reparam.foreign import FxPass, run_foreign
 from reparam.lift import lift_graph
 from reparam.lower import lower
 from reparam.pipelines import default_passes
@@ -17,7 +17,7 @@ from reparam.report import Remark, Report, Verification, attach, count
 from reparam.rewrite import Rewrite
 from reparam.verify import verify as verify_models
 
-Pass = Rewrite | Callable[[fx.GraphModule], fx.GraphModule]
+Pass = Rewrite | FxPass
 
 
 def compile(  # noqa: A001 - the name that users of a compiler look for
@@ -55,22 +55,23 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
             raise PassError(
                 f"{one!r} is no pass; use reparam.rewrite, or a function of a GraphModule"
             )
-    if not isinstance(verify, bool):
+    if verify not in (True, False):
         raise ReparamError(f"verify is True or False, not {verify!r}")
     told = remarks or _ignore
     original = captured = capture(model)
     values = lift_graph(captured, example_inputs)
     found: list[Remark] = []
     unchecked = 0
-    for ours, group in groupby(chosen, lambda one: isinstance(one, Rewrite)):
-        if ours:
-            driver = Driver(values, tuple(r for r in group if isinstance(r, Rewrite)), verify, told)
+    for _, group in groupby(chosen, lambda one: isinstance(one, Rewrite)):
+        members = tuple(group)
+        rewrites = tuple(one for one in members if isinstance(one, Rewrite))
+        if rewrites:
+            driver = Driver(values, rewrites, verify, told)
             found += driver.run()
             unchecked += driver.unchecked
-            continue
-        for foreign in group:
+        for foreign in members[len(rewrites) :]:
             captured, values, remark = run_foreign(
-                foreign, captured, values, example_inputs, verify
+                cast("FxPass", foreign), captured, values, example_inputs, verify
             )
             found.append(remark)
             told(remark)

@@ -1,4 +1,4 @@
-"""One convolution after another as one convolution: kernels convolve, and borders are the hazard."""
+"""One convolution after another as one: kernels convolve, and borders are the hazard."""
 
 from itertools import product
 from math import gcd, prod
@@ -74,7 +74,7 @@ def composed_kernel(outer: Conv, inner: Conv) -> tuple[int, ...]:
 
 
 def _compose_channels(outer: Conv, tap: tuple[int, ...], inner: Conv, groups: int) -> Tensor:
-    """One tap of the outer kernel applied to the whole inner one: (out, in/groups, *inner kernel)."""
+    """One tap of the outer kernel on the whole inner one: (out, in/groups, *inner kernel)."""
     mixing = outer.weight[(slice(None), slice(None), *tap)]
     spread = (1,) * inner.n
     if outer.depthwise:
@@ -86,7 +86,7 @@ def _compose_channels(outer: Conv, tap: tuple[int, ...], inner: Conv, groups: in
     left = widen_groups(Conv(mixing, groups=outer.groups), groups).weight
     right = widen_groups(inner, groups).weight
     per_group = right.shape[1]
-    blocks = left.unflatten(0, (groups, -1)) @ right.reshape(groups, left.shape[1], -1)
+    blocks = left.reshape(groups, -1, left.shape[1]) @ right.reshape(groups, left.shape[1], -1)
     return blocks.reshape(outer.out_channels, per_group, *inner.kernel)
 
 

@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class _Impure(Exception):
+class _ImpureError(Exception):
     """A call is random, or writes to its input."""
 
 
@@ -17,7 +17,7 @@ class _PureCalls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
-            raise _Impure(str(func))
+            raise _ImpureError(str(func))
         return func(*args, **(kwargs or {}))
 
 

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -166,7 +166,7 @@ def _applications(rewrite: dict[Call, Expression]) -> Any:
             yield part
             pending.extend(part.inputs)
         elif isinstance(part, tuple | list):
-            pending.extend(part)
+            pending.extend(cast("tuple[Any, ...]", part))
 
 
 def _measure(values: list[Value]) -> Cost:

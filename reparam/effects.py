@@ -12,9 +12,9 @@ from reparam.values import CONVOLUTIONS
 
 FRESH_MODULES = (
     nn.Linear,
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
+    known.CONV_BASE,
+    known.BATCH_NORM_BASE,
+    known.ADAPTIVE_POOL_BASE,
 )
 """Modules whose result shares no memory with their input, whatever the mode."""
 

@@ -34,11 +34,12 @@ class MissingExtraError(ReparamError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(
-            f"the module {module!r} is not installed; install it with: pip install 'reparam[{extra}]'"
+            f"the module {module!r} is not installed; "
+            f"install it with: pip install 'reparam[{extra}]'"
         )
 
 
-class Declined(Exception):
+class Declined(Exception):  # noqa: N818 - no error: it becomes a remark
     """A rewrite matched but is not done, with the reason. Not an error: it becomes a remark.
 
     Attributes:

@@ -4,9 +4,11 @@ import importlib
 import importlib.metadata
 import logging
 import re
+import sys
+import threading
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +50,9 @@ class Draft:
 def draft(model: FlatModel, kinds: Sequence[str], opset: int) -> Draft:
     """Trace and translate a model, with the axes of these kinds left open where it allows that.
 
-    The first axis of an input is the batch, if it is as long as that of the first input; the last
-    two of a four-dimensional floating-point one are height and width.
+    The first axis of an input is the batch, if it is as long as that of the first input. The last
+    two of a four-dimensional floating-point one are height and width, if they are as long as those
+    of the first such input.
 
     Raises:
         NotDynamicError: if torch's exporter fails, with its reason.
@@ -65,6 +68,8 @@ def draft(model: FlatModel, kinds: Sequence[str], opset: int) -> Draft:
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
         raise NotDynamicError(first_line(error)) from error
+    if (found := proto.opset_import[0].version) != opset:
+        raise NotDynamicError(f"torch's exporter translates to opset {found}, not to {opset}")
     graph, symbols = _clean(proto, model, wanted)
     labels = {(i, axis): graph.inputs[i].shape[axis] for i, axis in wanted}
     labels = {axis: label for axis, label in labels.items() if isinstance(label, str)}
@@ -111,13 +116,28 @@ def quiet() -> Generator[None]:
             logger.setLevel(level)
 
 
+class _Muted:
+    """A stream that drops what this thread writes: torch.export prints graphs that it gives up."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def open_axes(tensors: Sequence[Tensor]) -> dict[Axis, str]:
     """The axes of inputs that may be left open, and the kind of each."""
     axes: dict[Axis, str] = {}
+    images = [t for t in tensors if t.ndim == 4 and t.is_floating_point()]
     for number, tensor in enumerate(tensors):
-        if tensor.ndim and tensor.shape[0] == tensors[0].shape[0]:
+        if tensor.ndim and tensor.shape[:1] == tensors[0].shape[:1]:
             axes[number, 0] = "batch"
-        if tensor.ndim == 4 and tensor.is_floating_point():
+        if any(tensor is image and image.shape[2:] == images[0].shape[2:] for image in images):
             axes |= {(number, 2): "height", (number, 3): "width"}
     return axes
 
@@ -129,7 +149,8 @@ def _trace(model: FlatModel, wanted: Mapping[Axis, str]) -> Any:
     ]
     # As torch's own ONNX exporter does it: else an example of size 1 fixes the axis to 1.
     config: Any = importlib.import_module("torch.fx.experimental._config")
-    with torch.no_grad(), config.patch(backed_size_oblivious=True):
+    muted: Any = _Muted(sys.stderr)
+    with torch.no_grad(), config.patch(backed_size_oblivious=True), redirect_stderr(muted):
         return torch.export.export(
             model, tuple(model.example), dynamic_shapes=(tuple(shapes),), strict=False
         )

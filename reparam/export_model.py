@@ -74,8 +74,8 @@ class FlatModel(nn.Module):
             ) from error
         leaves, _ = pytree.tree_flatten_with_path(output)
         paths = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
-        if not paths:
-            raise ExportError(f"{self.title} returns no tensor that torch can find in its output")
+        if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for _, leaf in leaves):
+            raise ExportError(f"{self.title} returns no floating-point tensor to compare")
         names = [_name(path) for path in paths]
         named = [n if n and not n[0].isdigit() else f"output_{n}".rstrip("_") for n in names]
         return distinct(named, self.input_names)

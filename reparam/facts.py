@@ -6,7 +6,7 @@ Sizes are symbolic (`reparam.sizes`), so the facts hold for every input that the
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 
@@ -160,8 +160,13 @@ def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts
             return None
         return replace(first, axes=(*first.axes[:-2], ONE, ONE))
     if kind == "getitem" and isinstance(first, tuple) and type(operands[1]) is int:
-        return first[operands[1]] if -len(first) <= operands[1] < len(first) else None
+        return _item(cast("tuple[Any, ...]", first), operands[1])
     return None
+
+
+def _item(sizes: tuple[Any, ...], index: int) -> Facts:
+    item = sizes[index] if -len(sizes) <= index < len(sizes) else None
+    return item if isinstance(item, Size) else None
 
 
 def _arithmetic(function: Any, operands: list[Any]) -> Facts:

@@ -34,7 +34,7 @@ def run_foreign(
     name = getattr(foreign, "__name__", type(foreign).__name__)
     before = lower(values, captured)
     try:
-        after = foreign(copy.deepcopy(before))
+        after: Any = foreign(copy.deepcopy(before))
         require(
             isinstance(after, fx.GraphModule),
             f"it returned {type(after).__name__}, not a GraphModule",

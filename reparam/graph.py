@@ -6,7 +6,7 @@ the nodes. Only the driver edits it, through `ValueGraph.replace`.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 from torch.utils import _pytree as pytree
@@ -161,7 +161,7 @@ class ValueGraph:
     def _moves(
         self, call: Call, dead: set[Call], rewrite: dict[Call, Expression]
     ) -> Iterator[tuple[Call, Call, Call]]:
-        """For each read of a dead call's sizes: the reader, the call, and a tensor to read instead."""
+        """Reads of a dead call's sizes: the reader, the call, and a tensor to read instead."""
         for user in call.node.users:
             reader = Call(user)
             if call in rewrite or reader in dead or not isinstance(reader.value, Shape):
@@ -201,10 +201,10 @@ def _nodes(argument: Any) -> Iterator[fx.Node]:
     if isinstance(argument, fx.Node):
         yield argument
     elif isinstance(argument, tuple | list):
-        for part in argument:
+        for part in cast("tuple[Any, ...]", argument):
             yield from _nodes(part)
     elif isinstance(argument, dict):
-        yield from _nodes(tuple(argument.values()))
+        yield from _nodes(tuple(cast("dict[str, Any]", argument).values()))
 
 
 def removable(call: Call) -> bool:
@@ -222,7 +222,7 @@ def leaves(expressions: Iterable[Expression]) -> Iterator[Call]:
         elif isinstance(part, Apply):
             pending.extend(part.inputs)
         elif isinstance(part, tuple | list):
-            pending.extend(part)
+            pending.extend(cast("tuple[Any, ...]", part))
 
 
 def _facts(argument: Any) -> Any:

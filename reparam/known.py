@@ -5,7 +5,7 @@ which rearrange, which have an effect.
 """
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ POINTWISE_MODULES = (
 )  # fmt: skip
 
 POINTWISE_NAMES = {
-    "relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "sigmoid",
+    "relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish",
+    "sigmoid",
     "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "softmax",
     "log_softmax", "layer_norm", "group_norm", "rms_norm", "exp", "sqrt", "rsqrt", "abs", "clamp",
     "clone", "contiguous", "detach", "erf", "square",
@@ -55,7 +56,20 @@ KINDS = {
 }
 """By the name that a function and the method of its name share."""
 
-MODULES_WITH_FUNCTIONS = (operator, torch, F, torch._C._nn)
+TORCH: Any = torch
+"""torch as far as its stubs do not go."""
+
+NORM_BASE: Any = TORCH.nn.modules.batchnorm._NormBase
+BATCH_NORM_BASE: Any = TORCH.nn.modules.batchnorm._BatchNorm
+DROPOUT_BASE: Any = TORCH.nn.modules.dropout._DropoutNd
+CONV_BASE: Any = TORCH.nn.modules.conv._ConvNd
+ADAPTIVE_POOL_BASE: Any = TORCH.nn.modules.pooling._AdaptiveAvgPoolNd
+"""What torch's modules of one kind share."""
+
+ASSERT: Any = TORCH._assert
+"""The assertion that tracing leaves in a graph."""
+
+MODULES_WITH_FUNCTIONS: tuple[Any, ...] = (operator, torch, F, TORCH._C._nn)
 
 
 def kind(target: Any) -> str | None:
@@ -90,20 +104,20 @@ def pure(target: Any) -> bool:
 
 def reshaped(target: Any, axes: tuple[Size, ...], sizes: list[Any]) -> tuple[Size, ...] | None:
     """The axes after a flatten, reshape, view or unflatten with these further arguments."""
-    name = target if isinstance(target, str) else target.__name__
+    called = target if isinstance(target, str) else target.__name__
     rank = len(axes)
-    if name == "flatten":
-        first, last = [*sizes, *(0, -1)[len(sizes) :]]
+    if called == "flatten":
+        first, last = tuple(sizes) + (0, -1)[len(sizes) :]
         if not isinstance(first, int) or not isinstance(last, int) or rank == 0:
             return None
         first, last = first % rank, last % rank
         return (*axes[:first], product(axes[first : last + 1]), *axes[last + 1 :])
-    if name == "unflatten":
+    if called == "unflatten":
         axis, parts = sizes
         new = _fill(axes[axis], list(parts))
         return None if new is None else (*axes[: axis % rank], *new, *axes[axis % rank + 1 :])
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
-        sizes = list(sizes[0])
+        sizes = list(cast("tuple[Any, ...]", sizes[0]))
     return _fill(product(axes), sizes)
 
 

@@ -4,7 +4,7 @@ Each axis of a tensor is a product of factors, most significant first. A factor 
 through channels of the tensor that the track began at, with a stride, or through anything else.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -106,21 +106,27 @@ def _regrouped(
     grouped: list[tuple[Factor, ...]] = []
     for size in sizes:
         taken: list[Factor] = []
-        while size != ONE:
+        wanted = size
+        while wanted != ONE:
             require(bool(left), "its shape is not known well enough")
             factor = left.pop(0)
-            rest = size.divided_by(factor.size)
-            if rest is not None:
-                taken.append(factor)
-                size = rest
-                continue
-            low = factor.size.divided_by(size)
-            if low is None:
-                raise Declined("channels are mixed with other axes")
-            step = factor.stride * low.factor if low.known or not factor.stride else 0
-            taken.append(Factor(size, step))
-            left.insert(0, Factor(low, factor.stride))
-            size = ONE
+            rest = wanted.divided_by(factor.size)
+            if rest is None:
+                high, low = _split(factor, wanted)
+                left.insert(0, low)
+                factor, rest = high, ONE
+            taken.append(factor)
+            wanted = rest
         grouped.append(tuple(taken) or (Factor(ONE),))
     require(not left, "its shape is not known well enough")
     return tuple(grouped)
+
+
+def _split(factor: Factor, high: Size) -> tuple[Factor, Factor]:
+    """A factor as one of size `high` and what is left of it, which varies faster."""
+    low = factor.size.divided_by(high)
+    if low is None:
+        raise Declined("channels are mixed with other axes")
+    return Factor(high, factor.stride * (low.factor if factor.stride else 0)), replace(
+        factor, size=low
+    )

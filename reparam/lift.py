@@ -21,12 +21,12 @@ from reparam.effects import fenced, writes
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
 from reparam.graph import Call, ValueGraph
+from reparam.learned import Learned, given_facts, keeps_axes, refined
 from reparam.lift_functions import ARGUMENTS, RULES, Lifted, permutation
 from reparam.lift_modules import module_value
 from reparam.meaning import has_meaning, meaning_of
 from reparam.sizes import Size, SymbolTable
 from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Value
-from reparam.verify import split_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,19 +44,6 @@ class Source:
 
 MOST_ROUNDS = 8
 """After so many, whatever is learned in a round is kept."""
-
-
-@dataclass(frozen=True)
-class Learned:
-    """Facts of tensors that are known from what reads them.
-
-    Attributes:
-        facts: by the call that makes the tensor.
-        premises: the assertions that facts rest on, with that call.
-    """
-
-    facts: dict[fx.Node, TensorFacts]
-    premises: dict[fx.Node, fx.Node]
 
 
 class _Lifter:
@@ -115,7 +102,7 @@ class _Lifter:
 
     def _call(self, node: fx.Node) -> None:
         """Transcribe a call: by its rule, or as opaque."""
-        if node.target is torch._assert:
+        if node.target is known.ASSERT:
             self._heed(node)
         reason = "another call writes to a tensor that it touches" if node in self.fence else None
         try:
@@ -206,14 +193,18 @@ class _Lifter:
 
     def _heed(self, node: fx.Node) -> None:
         """Learn the number of axes from an assertion of it, which then stays."""
-        match node.args[0]:
-            case fx.Node(target=operator.eq, args=(fx.Node() as rank, int(axes))):
-                before = dict(self.learned)
-                value = Call(self.lifted[rank]).value
-                if isinstance(value, Shape) and value.rank and axes > 1:
-                    self._learn(rank.all_input_nodes[0], axes - 2, None, None, exact=True)
-                new = [n for n, facts in self.learned.items() if before.get(n) != facts]
-                for learned in new:
+        condition: Any = node.args[0]
+        if not (isinstance(condition, fx.Node) and condition.target is operator.eq):
+            return
+        rank, axes = condition.args
+        value = Call(self.lifted[rank]).value if isinstance(rank, fx.Node) else None
+        if not (isinstance(rank, fx.Node) and isinstance(value, Shape) and value.rank):
+            return
+        if isinstance(axes, int) and axes > 1:
+            before = dict(self.learned)
+            self._learn(rank.all_input_nodes[0], axes - 2, None, None, exact=True)
+            for learned, facts in self.learned.items():
+                if before.get(learned) != facts:
                     self.premises[node] = learned
 
     def _demand(self, value: Value, args: tuple[Any, ...]) -> None:
@@ -230,7 +221,7 @@ class _Lifter:
     def _learn(
         self, node: fx.Node, n: int, channels: int | None, dtype: torch.dtype | None, exact: bool
     ) -> None:
-        """Note that a tensor has these channels before n spatial axes; if `exact`, one axis more."""
+        """Note that a tensor has channels before n spatial axes; if `exact`, one axis more."""
         fresh = self.values.symbols.fresh
         have = self.learned.get(node) or self.facts(node)
         if have is None:
@@ -239,13 +230,7 @@ class _Lifter:
             self.learned[node] = TensorFacts((fresh(), *axes) if exact else axes, exact, dtype)
             self.lifted[node].meta["facts"] = self.learned[node]
         elif isinstance(have, TensorFacts) and node in self.learned:
-            axes = have.axes
-            if channels is not None and len(axes) > n and not axes[-n - 1].known:
-                axes = (*axes[: len(axes) - n - 1], Size(channels), *axes[len(axes) - n :])
-            if exact and not have.exact and len(axes) == n + 1:
-                axes = (fresh(), *axes)
-            exact = have.exact or len(axes) > len(have.axes)
-            self.learned[node] = TensorFacts(axes, exact, have.dtype or dtype)
+            self.learned[node] = refined(have, n, channels, dtype, exact, fresh)
         elif (
             exact
             and isinstance(have, TensorFacts)
@@ -253,14 +238,6 @@ class _Lifter:
             and keeps_axes(Call(self.lifted[node]))
         ):
             self._learn(node.all_input_nodes[0], n, None, None, exact=True)
-
-
-def keeps_axes(call: Call) -> bool:
-    """Whether the result has as many axes as the first input."""
-    value = call.value
-    if isinstance(value, Conv | BatchNorm):
-        return True
-    return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
 
 
 def _out_of_place(target: Any) -> Any:
@@ -281,20 +258,6 @@ def _path(node: fx.Node) -> str:
     return f"{owner}.{node.name}" if owner else node.name
 
 
-def _given(
-    graph: fx.Graph, example_inputs: Any, symbols: SymbolTable
-) -> dict[fx.Node, TensorFacts]:
-    """What example inputs tell of the graph's inputs."""
-    args, kwargs = split_inputs(() if example_inputs is None else example_inputs)
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    named = {node: kwargs[node.target] for node in placeholders if node.target in kwargs}
-    return {
-        node: TensorFacts(tuple(symbols.fresh() for _ in given.shape), True, given.dtype)
-        for node, given in [*zip(placeholders, args, strict=False), *named.items()]
-        if isinstance(given, torch.Tensor)
-    }
-
-
 def lift_graph(capture: Capture, example_inputs: Any = None) -> ValueGraph:
     """Transcribe a traced model. Example inputs tell dtypes and numbers of axes, not sizes.
 
@@ -303,7 +266,7 @@ def lift_graph(capture: Capture, example_inputs: Any = None) -> ValueGraph:
     in the first rounds just that is kept.
     """
     symbols = SymbolTable()
-    learned = Learned(_given(capture.graph, example_inputs, symbols), {})
+    learned = Learned(given_facts(capture.graph, example_inputs, symbols), {})
     for round_ in itertools.count():
         before = replace(learned, facts=dict(learned.facts), premises=dict(learned.premises))
         values = _Lifter(capture, learned, symbols).run()

@@ -5,7 +5,7 @@ arguments that it is applied to; None where the call is nothing known.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, fx
@@ -54,7 +54,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
         "training",
         "momentum",
         "eps",
-    ),  # fmt: skip
+    ),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), ("input", "p", "training")),
     "getattr": ("input", "name"),
     "size": ("input", "dim"),
@@ -70,9 +70,9 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 def _number(content: Any) -> float | None:
     """A plain number, or the only element of a tensor without axes."""
-    if isinstance(content, Tensor) and content.ndim == 0 and content.is_floating_point():
-        return float(content)
-    return content if type(content) in (int, float) else None
+    if isinstance(content, Tensor):
+        return float(content) if content.ndim == 0 and content.is_floating_point() else None
+    return float(content) if type(content) in (int, float) else None
 
 
 def _operand(context: Context, argument: Any) -> Any:
@@ -157,15 +157,14 @@ def _conv(context: Context, a: dict[str, Any]) -> Lifted | None:
 def _batch_norm(context: Context, a: dict[str, Any]) -> Lifted | None:
     if a.get("training"):
         raise Declined("it is in training mode, where it uses the batch's statistics")
-    tensors = {
-        name: context.constant(a.get(name))
-        for name in ("running_mean", "running_var", "weight", "bias")
-    }
-    if any(tensors[name] is None and a.get(name) is not None for name in tensors):
+    names = ("running_mean", "running_var", "weight", "bias")
+    mean, variance, weight, bias = tensors = [context.constant(a.get(name)) for name in names]
+    given = [a.get(name) for name in names]
+    if any(t is None and argument is not None for t, argument in zip(tensors, given, strict=True)):
         raise Declined("one of its tensors is computed from the input")
     facts = context.facts(a["input"])
     n = len(facts.axes) - 2 if isinstance(facts, TensorFacts) and facts.exact else None
-    norm = batch_norm(*tensors.values(), a.get("eps", 1e-5), n)
+    norm = batch_norm(mean, variance, weight, bias, a.get("eps", 1e-5), n)
     return norm, (a["input"],)
 
 
@@ -202,8 +201,8 @@ def _narrow(context: Context, source: fx.Node, index: Any) -> Lifted | None:
     facts = context.facts(x)
     if not isinstance(facts, TensorFacts) or not facts.exact or type(axis) is not int:
         return None
-    axis = axis % len(facts.axes) - len(facts.axes)
-    size = facts.axes[axis]
+    position = axis % len(facts.axes)
+    axis, size = position - len(facts.axes), facts.axes[position]
     if not size.known or type(pieces) is not int or type(index) is not int:
         return None
     length = pieces if kind(source.target) == "split" else -(-size.factor // pieces)
@@ -221,7 +220,7 @@ def _getitem(context: Context, a: dict[str, Any]) -> Lifted | None:
         return _narrow(context, source, a["index"])
     if isinstance(source, fx.Node) and kind(source.target) == "unbind":
         axis = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
-        return _select(context, {"input": source.args[0]}, axis, a["index"])
+        return _select(context, {"input": source.all_input_nodes[0]}, axis, a["index"])
     return _select(context, a, 0, a["index"])
 
 
@@ -261,7 +260,8 @@ RULES: dict[str, Rule] = {
 
 def permutation(target: Any, args: tuple[Any, ...], facts: Any) -> Layout | None:
     """The layout of a permute, whose arguments come in two forms."""
-    axes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
+    one = len(args) == 2 and isinstance(args[1], tuple | list)
+    axes = tuple(cast("tuple[Any, ...]", args[1])) if one else args[1:]
     if not isinstance(facts, TensorFacts) or not facts.exact or len(axes) != len(facts.axes):
         return None
     if not all(type(axis) is int for axis in axes):

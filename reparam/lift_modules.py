@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,8 @@ def _linear(module: Any, axes: int | None) -> Value:
 
 
 def _conv(module: Any, axes: int | None) -> Value:
-    own = type(module)._conv_forward is not CONVS[module.weight.ndim - 3]._conv_forward
+    plain = cast("Any", CONVS[module.weight.ndim - 3])
+    own = cast("Any", type(module))._conv_forward is not plain._conv_forward
     require(not own, f"its class {type(module).__name__} convolves in a way of its own")
     conv = convolution(
         module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
@@ -64,7 +65,8 @@ def _conv(module: Any, axes: int | None) -> Value:
 
 
 def _batch_norm(module: Any, axes: int | None) -> Value:
-    n = next(n for kind, n in BATCH_NORM_AXES.items() if isinstance(module, kind))
+    given: nn.Module = module
+    n = next(n for kind, n in BATCH_NORM_AXES.items() if isinstance(given, kind))
     require(not module.training, "it is in training mode, where it uses the batch's statistics")
     return batch_norm(
         module.running_mean,
@@ -125,14 +127,15 @@ def _sides(padding: Any, dilation: tuple[int, ...], kernel: tuple[int, ...]) -> 
 
 def _tuple(value: Any, n: int) -> tuple[int, ...]:
     """A hyper-parameter per axis, from one number for all or one each."""
-    values = tuple(value) if isinstance(value, tuple | list) else (value,) * n
+    several = isinstance(value, tuple | list)
+    values = tuple(cast("tuple[Any, ...]", value)) if several else (value,) * n
     values = values * n if len(values) == 1 else values
     if not all(type(v) is int for v in values):
         raise Declined("one of its hyper-parameters is computed in the forward")
     return values
 
 
-def _data(tensor: Tensor | None) -> Tensor | None:
+def _data(tensor: Any) -> Any:
     return None if tensor is None else tensor.detach()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from reparam.algebra import border_bias
-from reparam.capture import Capture
+from reparam.capture import Capture, modules_of
 from reparam.constants import attribute
 from reparam.graph import Call, ValueGraph
 from reparam.lift import Source
@@ -52,7 +52,7 @@ class _Lowerer:
 
     def _keep_modes(self, module: fx.GraphModule) -> None:
         """Evaluation mode, but for a module that was in training mode by itself."""
-        modes = {path: m.training for path, m in module.named_modules() if path in self.attributes}
+        modes = {path: m.training for path, m in modules_of(module) if path in self.attributes}
         module.eval()
         for path, training in modes.items():
             module.get_submodule(path).train(training)

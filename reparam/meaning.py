@@ -41,8 +41,9 @@ def lift(layer: type[M]) -> Callable[[Meaning[M]], Meaning[M]]:
     Raises:
         PassError: if it is no class of `torch.nn.Module`.
     """
-    if not issubclass(layer, nn.Module):
-        raise PassError(f"lift takes a class of torch.nn.Module, not {layer.__name__}")
+    given: Any = layer
+    if not (isinstance(given, type) and issubclass(given, nn.Module)):
+        raise PassError(f"lift takes a class of torch.nn.Module, not {given!r}")
 
     def register(meaning: Meaning[M]) -> Meaning[M]:
         setattr(layer, ATTRIBUTE, staticmethod(meaning))

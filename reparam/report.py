@@ -172,14 +172,18 @@ def report(fused: nn.Module) -> Report:
     Raises:
         ReparamError: if the model does not come from `reparam.compile`.
     """
-    data: Any = getattr(fused, ATTRIBUTE, None)
-    if not isinstance(data, dict):
+    data: dict[str, Any] | None = getattr(fused, ATTRIBUTE, None)
+    if data is None:
         raise ReparamError(
             f"this {type(fused).__name__} has no report; only what reparam.compile returns has one"
         )
-    remarks = {
-        kind: tuple(Remark(**remark) for remark in data[kind])
+    return _rebuilt(data)
+
+
+def _rebuilt(data: dict[str, Any]) -> Report:
+    applied, missed, analysis = (
+        tuple(Remark(**remark) for remark in data[kind])
         for kind in ("applied", "missed", "analysis")
-    }
-    sizes = {which: Counts(**data[which]) for which in ("before", "after")}
-    return Report(**remarks, **sizes, verification=Verification(**data["verification"]))
+    )
+    before, after = Counts(**data["before"]), Counts(**data["after"])
+    return Report(applied, missed, analysis, before, after, Verification(**data["verification"]))

@@ -33,7 +33,7 @@ class Replace:
         match self._what:
             case Value():
                 return {call: Apply(self._what, self._inputs)}
-            case Call() | Apply():
+            case Call():
                 return {call: self._what}
             case Mapping():
                 return dict(self._what)

@@ -123,8 +123,8 @@ def registered_models() -> dict[str, RegisteredModel]:
 def _build_registered(name: str, checkpoint: Path | None) -> nn.Module:
     models = registered_models()
     if name not in models:
-        known = f"; SOURCE is {KINDS}"
-        raise SourceError(f"no model is named {name!r}{_suggestion(name, models)}{known}")
+        hint = _suggestion(name, models) or f"; SOURCE is {KINDS}"
+        raise SourceError(f"no model is named {name!r}{hint}")
     registered = models[name]
     model = _call(registered.factory, name)
     if checkpoint is not None:

@@ -30,7 +30,7 @@ def not_fused_table(missed: Sequence[Remark]) -> Table:
     places: dict[tuple[str, str], list[str]] = {}
     for remark in missed:
         blocker = remark.blocker if remark.blocker not in (None, remark.call) else None
-        place = f"{remark.call} (because of {blocker})" if blocker else remark.call
+        place = f"{remark.call} (blocked by {blocker})" if blocker else remark.call
         places.setdefault((remark.rule, remark.message), []).append(place)
     fold = [Column(name, overflow="fold") for name in ("why not", "where")]
     table = Table("pass", *fold, title="Not fused", show_lines=True)
@@ -61,5 +61,5 @@ def onnx_table(exported: OnnxExport) -> Table:
 
 
 def _pattern(message: str) -> str:
-    """A message with the numbers in dotted names left out: `stages.*.blocks.*.conv`."""
-    return re.sub(r"(?<=\.)\d+\b|\b\d+(?=\.)", "*", message)
+    """A message without the numbers in dotted names: `stages.*.blocks.*.conv`, `blocks.*.mul_*`."""
+    return re.sub(r"(?<=\.)\d+\b|\b\d+(?=\.)|(?<=_)\d+\b", "*", message)

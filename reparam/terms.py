@@ -110,12 +110,14 @@ def merged(group: Group) -> Term:
 
 
 def scaled(map_: Conv | Sum, coefficient: float) -> Conv | Sum:
+    """A multiple of a map."""
     if isinstance(map_, Sum):
         return Sum((map_.coefficients[0] * coefficient,))
     return map_ if coefficient == 1 else scale_output(coefficient, map_)
 
 
 def composed(outer: Conv | Sum, inner: Conv) -> Conv:
+    """A map of what a convolution makes."""
     if isinstance(outer, Sum):
         return inner if outer.coefficients[0] == 1 else scale_output(outer.coefficients[0], inner)
     return compose(outer, inner)

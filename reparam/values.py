@@ -29,7 +29,7 @@ class Value:
     @property
     def __name__(self) -> str:
         """The name that fx derives node names from."""
-        return type(self).__name__.lower()
+        return self.__class__.__qualname__.lower()
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Apply the value."""
@@ -135,7 +135,7 @@ def _block_linear(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -
     """A linear layer whose weight, (out, in/groups), is block-diagonal."""
     if groups == 1:
         return F.linear(x, weight, bias)
-    blocks = weight.unflatten(0, (groups, -1))
+    blocks = weight.reshape(groups, -1, weight.shape[1])
     y = torch.einsum("...gi,goi->...go", x.unflatten(-1, (groups, -1)), blocks).flatten(-2)
     return y if bias is None else y + bias
 

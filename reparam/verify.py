@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ RMSE_FACTORS = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 1.5, tor
 
 MAXIMUM_FACTOR = 4.0
 """The same for the largest single error."""
+
+RUNTIME_FACTOR = 4.0
+"""What RMSE_FACTORS is for another runtime's kernels, which sum in another order: ONNX Runtime's
+matrix products of 192 terms are off 1.85 times as far as torch's, whole networks 1.0 to 1.3 times.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,9 @@ class Equivalence:
 def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments from a tensor, a tuple or list of them, or a mapping."""
     if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
+        return (), dict(cast("Mapping[str, Any]", example_inputs))
     if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
+        return tuple(cast("tuple[Any, ...]", example_inputs)), {}
     return (example_inputs,), {}
 
 
@@ -89,6 +94,11 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
     with torch.no_grad():
         expected = _floats(model(*_clone(args), **_clone(kwargs)))
         found = _floats(fused(*_clone(args), **_clone(kwargs)))
+    if [(t.shape, t.dtype) for t in expected] != [(t.shape, t.dtype) for t in found]:
+        raise VerificationError(
+            "the compiled model returns other shapes or dtypes: "
+            f"{[tuple(t.shape) for t in found]} instead of {[tuple(t.shape) for t in expected]}"
+        )
     return compare_outputs(expected, found, float64_outputs(model, example_inputs))
 
 
@@ -100,33 +110,22 @@ def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
 
 
 def compare_outputs(
-    expected: list[Tensor], found: list[Tensor], exact: list[Tensor]
+    expected: list[Tensor], found: list[Tensor], exact: list[Tensor], *, other_runtime: bool = False
 ) -> Equivalence:
-    """Judge the outputs of one model by those of another, as `verify` does.
+    """Judge outputs by those of the original, as `verify` does; the figures are of the worst.
 
     Args:
-        expected: the tensors that the original returns.
+        expected: what the original returns, floating-point tensors.
         found: what should be the same.
-        exact: the floating-point ones among the original's, in float64. Of the others only the
-            shapes and dtypes are compared: a tie may fall either way.
+        exact: the original's in float64.
+        other_runtime: whether `found` comes from other kernels than `expected`.
 
     Raises:
-        VerificationError: if shapes or dtypes differ, or if there is nothing to compare.
+        VerificationError: if there is nothing to compare.
     """
-    if [(t.shape, t.dtype) for t in expected] != [(t.shape, t.dtype) for t in found]:
-        shown = [[f"{tuple(t.shape)} {t.dtype}" for t in tensors] for tensors in (found, expected)]
-        raise VerificationError(
-            "the compiled model returns other shapes or dtypes: "
-            f"{', '.join(shown[0])} instead of {', '.join(shown[1])}"
-        )
-    return _compare(_floats(expected), _floats(found), exact)
-
-
-def _compare(expected: list[Tensor], found: list[Tensor], exact: list[Tensor]) -> Equivalence:
-    """Compare output by output; the figures are of the worst."""
     worst: Equivalence | None = None
     for y_model, y_fused, y in zip(expected, found, exact, strict=True):
-        figures = _figures(y_model, y_fused, y)
+        figures = _figures(y_model, y_fused, y, other_runtime)
         if worst is None or (not figures.equivalent, figures.rmse_fused) > (
             not worst.equivalent,
             worst.rmse_fused,
@@ -137,21 +136,31 @@ def _compare(expected: list[Tensor], found: list[Tensor], exact: list[Tensor]) -
     return worst
 
 
-def _figures(y_model: Tensor, y_fused: Tensor, y: Tensor) -> Equivalence:
+def _figures(y_model: Tensor, y_fused: Tensor, y: Tensor, other_runtime: bool) -> Equivalence:
+    """The figures of one output, over its finite elements; the others must be the same ones."""
     dtype = y_fused.dtype
     unit = torch.finfo(dtype).eps / 2
-    errors = [(t.double() - y).abs() for t in (y_model, y_fused)]
-    rmses = [float(e.square().mean().sqrt()) if e.numel() else 0.0 for e in errors]
-    maxima = [float(e.max()) if e.numel() else 0.0 for e in errors]
-    rms = float(y.square().mean().sqrt()) if y.numel() else 0.0
-    maximum = float(y.abs().max()) if y.numel() else 0.0
-    good = (
-        rmses[1] <= RMSE_FACTORS[dtype] * rmses[0] + unit * rms
-        and maxima[1] <= MAXIMUM_FACTOR * maxima[0] + unit * maximum
+    factor = RUNTIME_FACTOR if other_runtime else RMSE_FACTORS[dtype]
+    finite = torch.isfinite(y_model)
+    same = torch.equal(finite, torch.isfinite(y_fused))
+    kept = finite & torch.isfinite(y_fused) & torch.isfinite(y)
+    rmse_model, max_model = _magnitudes((y_model.double() - y)[kept])
+    rmse_fused, max_fused = _magnitudes((y_fused.double() - y)[kept])
+    rms, maximum = _magnitudes(y[kept])
+    equivalent = (
+        same
+        and rmse_fused <= factor * rmse_model + unit * rms
+        and max_fused <= MAXIMUM_FACTOR * max_model + unit * maximum
     )
-    if not torch.isfinite(y).all():
-        good = torch.equal(torch.isfinite(y_model), torch.isfinite(y_fused))
-    return Equivalence(*rmses, *maxima, rms, maximum, str(dtype).removeprefix("torch."), good)
+    name = str(dtype).removeprefix("torch.")
+    return Equivalence(rmse_model, rmse_fused, max_model, max_fused, rms, maximum, name, equivalent)
+
+
+def _magnitudes(values: Tensor) -> tuple[float, float]:
+    """Root mean square and largest magnitude."""
+    if values.numel() == 0:
+        return 0.0, 0.0
+    return float(values.square().mean().sqrt()), float(values.abs().max())
 
 
 def relative_difference(old: Tensor, new: Tensor) -> float:
