@@ -20,7 +20,7 @@ Source: Ding et al., "RepVGG", CVPR 2021, section 3.3.
 
 from reparam import Call, Declined, Replace, rewrite
 from reparam.region import Candidate, affine_call, merge
-from reparam.values import Conv, Sum
+from reparam.values import Conv, Layout, Sum
 
 
 def _through(call: Call) -> bool:
@@ -46,9 +46,23 @@ def fold_identity(call: Call) -> Replace | None:
         return None
     found = merge(call, _through, _folded)
     if found is None:
-        opaque = next((source for source in call.inputs if not affine_call(source)), None)
-        if opaque is not None:
-            raise Declined(
-                f"its operand is {opaque.value.__name__}, which is not linear", opaque.name
-            )
+        obstacle = _obstacle(call)
+        raise Declined(f"a branch has {obstacle.value.__name__} in it, not linear", obstacle.name)
     return found
+
+
+def _obstacle(call: Call) -> Call:
+    """The latest call on the branches of a sum that is not linear."""
+    pending = [call]
+    ends: set[Call] = set()
+    seen: set[Call] = set()
+    while pending:
+        found = pending.pop()
+        if found in seen:
+            continue
+        seen.add(found)
+        if affine_call(found) or isinstance(found.value, Layout):
+            pending.extend(found.inputs)
+        else:
+            ends.add(found)
+    return max(ends)

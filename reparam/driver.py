@@ -112,7 +112,7 @@ class Driver:
         _require_representable(rewrite, parts)
         error = self._checked(rewrite, parts, dead)
         name = _name(call, dead)
-        message = _effect(call, dead)
+        message = _effect(call, name, dead)
         around = {reader for c in dead for source in c.inputs for reader in source.readers}
         made = self.values.replace(rewrite)
         for fresh in made:
@@ -219,12 +219,12 @@ def _name(root: Call, dead: set[Call]) -> str:
     return ".".join(shared) or root.name
 
 
-def _effect(root: Call, dead: set[Call]) -> str:
+def _effect(root: Call, name: str, dead: set[Call]) -> str:
     """What a rewrite did, by the names of what it took in."""
-    names = [call.name for call in _holders(dead)] or [root.name]
-    if len(names) == 1:
-        return (
-            f"{names[0]} is gone" if isinstance(root.value, BatchNorm) else f"{root.name} is gone"
-        )
-    shown = ", ".join(names[1:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"{shown} into {names[0]}"
+    held = [call.name for call in _holders(dead)]
+    others = list(dict.fromkeys([*held, *(call.name for call in sorted(dead))]))
+    taken = [other for other in others if other != name]
+    if len(dead) == 1:
+        return f"{root.name} is gone"
+    more = f" and {len(taken) - 3} more" if len(taken) > 3 else ""
+    return f"{', '.join(taken[:3])}{more} into {name}"

@@ -120,7 +120,6 @@ def _export(model: FlatModel, target: Path, folder: Path, opset: int, dynamic: b
             reasons |= {kind: str(error) for kind in dropped if kind not in reasons}
     else:
         raise AssertionError("the last attempt has no dynamic axis")
-    fixed = {k for a, k in open_axes(model.example).items() if a not in found.axes}
     result = OnnxExport(
         path=target,
         opset=found.proto.opset_import[0].version,
@@ -128,14 +127,23 @@ def _export(model: FlatModel, target: Path, folder: Path, opset: int, dynamic: b
         dynamic=_by_input(model, found),
         equivalence=equivalence,
         checked=tuple(map(shapes_text, checked)),
-        remarks=tuple(
-            f"{kind} is fixed: {reasons.get(kind, 'the model computes with the size itself')}"
-            for kind in sorted(fixed if dynamic else ())
-        ),
+        remarks=_remarks(model, found, reasons) if dynamic else (),
         bytes=sum(file.stat().st_size for file in files),
     )
     _publish(files, target, folder)
     return result
+
+
+def _remarks(model: FlatModel, found: Draft, reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """Which axes are fixed, and why."""
+    fixed: dict[str, list[str]] = {}
+    for axis, kind in open_axes(model.example).items():
+        if axis not in found.axes:
+            because = reasons.get(kind, "the model computes with the size itself")
+            fixed.setdefault(because, []).append(kind)
+    return tuple(
+        f"{' and '.join(dict.fromkeys(kinds))} fixed: {because}" for because, kinds in fixed.items()
+    )
 
 
 def _by_input(model: FlatModel, found: Draft) -> dict[str, dict[int, str]]:

@@ -114,7 +114,7 @@ def reshaped(target: Any, axes: tuple[Size, ...], sizes: list[Any]) -> tuple[Siz
         return (*axes[:first], product(axes[first : last + 1]), *axes[last + 1 :])
     if called == "unflatten":
         axis, parts = sizes
-        new = _fill(axes[axis], list(parts))
+        new = _fill(axes[axis], list(cast("tuple[Any, ...]", parts)))
         return None if new is None else (*axes[: axis % rank], *new, *axes[axis % rank + 1 :])
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
         sizes = list(cast("tuple[Any, ...]", sizes[0]))

@@ -111,11 +111,12 @@ def merge(
     if dearer:
         least = min(dearer, key=lambda c: c.after.madds)
         raise Declined(_dearer(least.before.madds, least.after.madds), least.removed[-1].name)
+    require(not diagonal(root), "no convolution next to it takes it in", root.inputs[0].name)
     return None
 
 
 def _dearer(before: float, after: float) -> str:
-    return f"merged, it would take {after:,.0f} multiply-adds per pixel instead of {before:,.0f}"
+    return f"merged, it takes more multiply-adds per pixel: {after:,.0f} instead of {before:,.0f}"
 
 
 def _candidates(

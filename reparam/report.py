@@ -127,14 +127,18 @@ class Report:
         return table
 
     def missed_table(self) -> Table:
-        """What was declined, and why; the same reason once, with the number of places."""
+        """What was declined, and why; the same reason once, with the number of places.
+
+        Of a reason with figures, which stand behind a colon, the first place's are shown.
+        """
         table = Table("pass", "reason", "where", title="Declined")
         groups: dict[tuple[str, str], list[Remark]] = {}
         for remark in self.missed:
-            groups.setdefault((remark.rule, remark.message), []).append(remark)
-        for (rule, message), remarks in groups.items():
+            reason = remark.message.partition(":")[0]
+            groups.setdefault((remark.rule, reason), []).append(remark)
+        for (rule, _), remarks in groups.items():
             more = f" and {len(remarks) - 1} more" if len(remarks) > 1 else ""
-            table.add_row(rule, message, f"{remarks[0].call}{more}")
+            table.add_row(rule, remarks[0].message, f"{remarks[0].call}{more}")
         return table
 
     def _verified(self) -> str:
