@@ -61,7 +61,9 @@ def _obstacle(call: Call) -> Call:
         if found in seen:
             continue
         seen.add(found)
-        if affine_call(found) or isinstance(found.value, Layout):
+        if isinstance(found.value, Layout):
+            pending.append(found.inputs[0])  # the others are sizes
+        elif affine_call(found):
             pending.extend(found.inputs)
         else:
             ends.add(found)

@@ -42,13 +42,19 @@ class _Lowerer:
     def run(self) -> fx.GraphModule:
         for node in self.values.graph.nodes:
             if node.op in ("placeholder", "output"):
-                self.lowered[node] = self.graph.node_copy(node, lambda n: self.lowered[n])
-            else:
-                self.lowered[node] = self._call(Call(node))
+                self.lowered[node] = self.graph.node_copy(node, self._node)
+            elif not isinstance(Call(node).value, Shape):
+                self._node(node)
         self.graph.lint()
         module = fx.GraphModule(self.attributes, self.graph, type(self.root).__name__)
         self._keep_modes(module)
         return module
+
+    def _node(self, node: fx.Node) -> fx.Node:
+        """The node that another has become. Sizes are read where they are used, as a trace does."""
+        if node not in self.lowered:
+            self.lowered[node] = self._call(Call(node))
+        return self.lowered[node]
 
     def _keep_modes(self, module: fx.GraphModule) -> None:
         """Evaluation mode, but for a module that was in training mode by itself."""
@@ -59,9 +65,7 @@ class _Lowerer:
 
     def _call(self, call: Call) -> fx.Node:
         value, args = call.value, call.node.args
-        inputs: Any = pytree.tree_map_only(
-            fx.Node, lambda n: self.lowered[n], (args, call.node.kwargs)
-        )
+        inputs: Any = pytree.tree_map_only(fx.Node, self._node, (args, call.node.kwargs))
         source = call.node.meta.get("source")
         if isinstance(source, Source):
             return self._unchanged(source, dict(zip(source.inputs, inputs[0], strict=True)))
