@@ -66,6 +66,12 @@ def hooked(module: Any) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def keep_hooks(model: Any, fused: Any) -> None:
+    """Give a compiled model the hooks of the model itself; those of its parts stay in place."""
+    fused._forward_pre_hooks.update(model._forward_pre_hooks)
+    fused._forward_hooks.update(model._forward_hooks)
+
+
 def modules_of(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Every module with its path, the model itself first."""
     return model.named_modules()

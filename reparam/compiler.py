@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import fx, nn
 
-from reparam.capture import Capture, capture
+from reparam.capture import Capture, capture, keep_hooks
 from reparam.driver import Driver, Listener
 from reparam.errors import PassError, ReparamError
 from reparam.foreign import FxPass, run_foreign
@@ -82,6 +82,7 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
         equivalence = verify_models(model, fused, example_inputs)
         equivalence.raise_if_different()
         whole = str(equivalence)
+    keep_hooks(model, fused)
     attach(fused, _report(model, original, fused, found, verify, unchecked, whole))
     return fused
 

@@ -5,7 +5,7 @@ arguments that it is applied to; None where the call is nothing known.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +18,7 @@ from reparam.lift_modules import batch_norm, convolution
 from reparam.values import IDENTITY, Layout, Shape, Sum, Value
 
 
+@runtime_checkable
 class Context(Protocol):
     """What rules may ask about the arguments of a call."""
 
@@ -187,8 +188,11 @@ def _select(context: Context, a: dict[str, Any], axis: Any, index: Any) -> Lifte
     facts = context.facts(a["input"])
     if not isinstance(facts, TensorFacts) or not facts.exact or type(index) is not int:
         return None
-    axis = axis % len(facts.axes) if type(axis) is int else None
-    if axis is None:
+    if type(axis) is not int:
+        return None
+    axis = axis % len(facts.axes)
+    size = facts.axes[axis]
+    if index < 0 or (size.known and index >= size.factor):
         return None
     position = (axis - len(facts.axes), index)
     return Layout(torch.select, pure=True, kind="select", index=position), (a["input"], axis, index)

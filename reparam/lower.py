@@ -5,6 +5,7 @@ plain calls. Nothing of the original is shared.
 """
 
 import copy
+import itertools
 import operator
 from typing import Any
 
@@ -213,16 +214,17 @@ class _Lowerer:
     def _fresh(self, name: str) -> str:
         """A path for a new module: the name, unless it is another's or a folder of others."""
         occupied = self.attributes.keys() | self.taken
-        candidate, count = name, 0
-        while any(
-            path == candidate
-            or path.startswith(f"{candidate}.")
-            or candidate.startswith(f"{path}.")
-            for path in occupied
-        ):
-            count += 1
-            candidate = f"{name}.fused" if count == 1 else f"{name}.fused{count}"
-        return candidate
+        numbered = (f"{name}_fused{number}" for number in itertools.count(2))
+        return next(
+            path
+            for path in itertools.chain((name, f"{name}.fused", f"{name}_fused"), numbered)
+            if not any(_clash(path, other) for other in occupied)
+        )
+
+
+def _clash(path: str, other: str) -> bool:
+    """Whether one path is the other, or a folder that the other lies in."""
+    return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
 
 
 def _own_path(call: Call) -> str | None:
