@@ -169,8 +169,8 @@ def relative_difference(old: Tensor, new: Tensor) -> float:
         return float("inf")
     if old.numel() == 0:
         return 0.0
-    difference = float((old - new).abs().max())
-    scale = float(old.abs().max())
+    difference = float((old - new).detach().abs().max())
+    scale = float(old.detach().abs().max())
     return difference / scale if scale > 0 else difference
 
 
