@@ -60,7 +60,7 @@ def fold_after_layout(call: Call) -> Replace | None:
     roots: dict[Call, Expression] = {}
     built: dict[Call, Expression] = {source: merged}
     for link in chain:
-        built[link] = Apply(link.value, (built[link.inputs[0]], *link.arguments[1:]))
+        built[link] = link.on(built[link.inputs[0]])
     roots[call] = built[chain[-1]]
     for link in (source, *chain):
         for reader in link.readers:
@@ -70,7 +70,7 @@ def fold_after_layout(call: Call) -> Replace | None:
             others = rebuilt[link].through(reader).channels()
             apart = not torch.isin(others, rows).any()
             require(bool(apart), "something else reads the same rows", reader.name)
-            roots[reader] = Apply(reader.value, (built[link], *reader.arguments[1:]))
+            roots[reader] = reader.on(built[link])
     return Replace(roots)
 
 

@@ -20,7 +20,7 @@ Profitable when:
 from reparam import Call, Replace, require, rewrite
 from reparam.algebra import affine, batch_norm_affine, exact
 from reparam.composition import compose
-from reparam.graph import Apply, Expression
+from reparam.graph import Expression
 from reparam.layout import Track
 from reparam.region import diagonal
 from reparam.sizes import ONE, Size
@@ -62,6 +62,6 @@ def fold_before_layout(call: Call) -> Replace | None:
     )
     x: Expression = source.inputs[0]
     for link in reversed(chain):
-        x = Apply(link.value, (x, *link.arguments[1:]))
+        x = link.on(x)
     flat = affine(exact(inner).weight.flatten(), exact(inner).bias, 0)
     return Replace(compose(exact(value), flat), x)

@@ -4,17 +4,19 @@ Leaves get sizes at which every border shows: smaller than the kernels, and larg
 interior. What can't be evaluated is no evidence, and no evidence is a failure.
 """
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from reparam.errors import Declined
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
 from reparam.sizes import Assignment, Size, Symbol
-from reparam.values import Conv, Layout, Opaque, Shape
+from reparam.values import Conv, Layout, Opaque, Shape, Value
 from reparam.verify import EXACT, relative_difference
 
 SEED = 20230814
@@ -67,9 +69,29 @@ def _sized(call: Call) -> bool:
     return isinstance(call.value, Shape) or isinstance(call.facts, Size | tuple)
 
 
+def _between(rewrite: Mapping[Call, Expression]) -> set[Call]:
+    """The calls that the old side computes from the cut, by way of tensors: none may be drawn."""
+    cut = _cut(rewrite)
+    if not cut:
+        return set()
+    first = min(cut)
+    above: set[Call] = set()
+    pending = list(rewrite)
+    while pending:
+        call = pending.pop()
+        if call not in above and call not in cut and not _sized(call) and first < call:
+            above.add(call)
+            pending.extend(call.inputs)
+    between: set[Call] = set()
+    for call in sorted(above):
+        if any(source in cut or source in between for source in call.inputs):
+            between.add(call)
+    return between
+
+
 def _leaves(rewrite: Mapping[Call, Expression]) -> list[Call]:
     """The calls that tensors are drawn for: what both sides are computed from."""
-    cut = _cut(rewrite)
+    cut, computed = _cut(rewrite), {*rewrite, *_between(rewrite)}
     found = set(cut)
     seen: set[Call] = set()
     pending = [*rewrite, *(call for call in leaves(rewrite.values()) if _sized(call))]
@@ -79,7 +101,7 @@ def _leaves(rewrite: Mapping[Call, Expression]) -> list[Call]:
             continue
         seen.add(call)
         opaque = isinstance(call.value, Opaque) and not isinstance(call.value, Layout)
-        if call.value is INPUT or (opaque and call not in rewrite and call.shape is not None):
+        if call.value is INPUT or (opaque and call not in computed and call.shape is not None):
             found.add(call)
         else:
             pending.extend(call.inputs)
@@ -89,7 +111,7 @@ def _leaves(rewrite: Mapping[Call, Expression]) -> list[Call]:
 def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
     """The longest kernel on either side, dilation included, and the largest stride."""
     longest, stride = 3, 1
-    cut = _cut(rewrite)
+    cut, computed = _cut(rewrite), {*rewrite, *_between(rewrite)}
     seen: set[Call | Apply] = set()
     pending: list[Any] = [*rewrite, *rewrite.values()]
     while pending:
@@ -100,7 +122,7 @@ def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
         if isinstance(part.value, Conv):
             longest = max(longest, *_reach(part.value), 1)
             stride = max(stride, *part.value.stride, 1)
-        if isinstance(part, Apply) or not isinstance(part.value, Opaque) or part in rewrite:
+        if isinstance(part, Apply) or not isinstance(part.value, Opaque) or part in computed:
             pending.extend(part.inputs)
     return longest, stride
 
@@ -138,6 +160,13 @@ def _device(call: Call) -> torch.device:
     return next((t.device for t in held), torch.device("cpu"))
 
 
+def _widened(value: Value) -> Value:
+    """The value, able to take float64: a module's own parameters have its dtype."""
+    if isinstance(value, Opaque) and isinstance(value.target, nn.Module):
+        return replace(value, target=copy.deepcopy(value.target).double())
+    return value
+
+
 class _Evaluation:
     """Evaluates calls and expressions from given tensors, each once."""
 
@@ -151,10 +180,12 @@ class _Evaluation:
                     fx.Node, lambda node: self(Call(node)), (part.node.args, part.node.kwargs)
                 )
             else:
-                kwargs = {}
-                args = pytree.tree_map_only(
-                    (Call, Apply), self, part.inputs, is_leaf=lambda p: isinstance(p, Call | Apply)
+                args, kwargs = pytree.tree_map_only(
+                    (Call, Apply),
+                    self,
+                    (part.inputs, dict(part.options)),
+                    is_leaf=lambda p: isinstance(p, Call | Apply),
                 )
             with torch.no_grad():
-                self.results[part] = part.value(*args, **kwargs)
+                self.results[part] = _widened(part.value)(*args, **kwargs)
         return self.results[part]

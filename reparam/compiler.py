@@ -10,11 +10,13 @@ from reparam.capture import Capture, capture, keep_hooks
 from reparam.driver import Driver, Listener
 from reparam.errors import PassError, ReparamError
 from reparam.foreign import FxPass, run_foreign
+from reparam.graph import ValueGraph
 from reparam.lift import lift_graph
 from reparam.lower import lower
 from reparam.pipelines import default_passes
 from reparam.report import Remark, Report, Verification, attach, count
 from reparam.rewrite import Rewrite
+from reparam.values import Opaque
 from reparam.verify import verify as verify_models
 
 Pass = Rewrite | FxPass
@@ -60,7 +62,9 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
     told = remarks or _ignore
     original = captured = capture(model)
     values = lift_graph(captured, example_inputs)
-    found: list[Remark] = []
+    found = _left_whole(original, values)
+    for remark in found:
+        told(remark)
     unchecked = 0
     for _, group in groupby(chosen, lambda one: isinstance(one, Rewrite)):
         members = tuple(group)
@@ -75,7 +79,6 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
             )
             found.append(remark)
             told(remark)
-    found += _untraced(original, told)
     fused = lower(values, captured)
     whole = None
     if verify and example_inputs is not None:
@@ -91,14 +94,18 @@ def _ignore(_: Remark) -> None:
     """Nobody listens."""
 
 
-def _untraced(captured: Capture, told: Listener) -> list[Remark]:
-    remarks = [
+def _left_whole(captured: Capture, values: ValueGraph) -> list[Remark]:
+    """A remark for each call that is of a known kind, or could be, but stays opaque."""
+    untraced = [
         Remark("missed", "capture", path, f"it can't be traced and stays as it is: {reason}")
         for path, reason in captured.untraced.items()
     ]
-    for remark in remarks:
-        told(remark)
-    return remarks
+    opaque = [
+        Remark("missed", "lift", call.name, call.value.reason)
+        for call in values.calls()
+        if isinstance(call.value, Opaque) and call.value.reason and call.node.op == "call_function"
+    ]
+    return untraced + opaque
 
 
 def _report(

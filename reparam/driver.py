@@ -116,7 +116,8 @@ class Driver:
         around = {reader for c in dead for source in c.inputs for reader in source.readers}
         made = self.values.replace(rewrite)
         for fresh in made:
-            fresh.node.meta["path"] = name
+            if fresh.value.tensors():
+                fresh.node.meta["path"] = name
         for gone in dead:
             for other in self.passes:
                 self._missed.pop((gone, other.name), None)
@@ -216,7 +217,7 @@ def _name(root: Call, dead: set[Call]) -> str:
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    return ".".join(shared) or root.name
+    return ".".join(shared) or next((call.name for call in holders), root.name)
 
 
 def _effect(root: Call, name: str, dead: set[Call]) -> str:

@@ -21,10 +21,10 @@ Shapes = tuple[tuple[int, ...], ...]
 Resize = Mapping[str, tuple[float, int]]
 """By kind of axis, what its size is multiplied with, and what is added then."""
 
-# Always tried: odd sizes, images that are wider than the example's and that are higher.
+# Always tried: odd sizes, of images wider than the example's and of images higher.
 _RESIZES: tuple[Resize, ...] = (
-    {"batch": (1, 1), "height": (0.5, 1), "width": (1, 2)},
-    {"batch": (2, 1), "height": (1, 1), "width": (0.5, 1)},
+    {"batch": (1, 1), "height": (0.25, 1), "width": (1, 2)},
+    {"batch": (0.5, 1), "height": (1, 1), "width": (0.25, 2)},
 )
 # For models that take multiples of something only.
 _MULTIPLES: tuple[Resize, ...] = (

@@ -4,8 +4,8 @@
 the nodes. Only the driver edits it, through `ValueGraph.replace`.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from torch import fx
@@ -49,6 +49,11 @@ class Call:
         """The positional arguments as they were passed, with calls among numbers."""
         return pytree.tree_map_only(fx.Node, Call, self.node.args)
 
+    def on(self, x: "Expression") -> "Apply":
+        """The same call with another first argument, its further ones and options as they are."""
+        options = pytree.tree_map_only(fx.Node, Call, self.node.kwargs)
+        return Apply(self.value, (x, *self.arguments[1:]), options)
+
     @property
     def readers(self) -> tuple["Call", ...]:
         """Who reads the tensor, one entry per argument position; reads of its shape don't count."""
@@ -87,6 +92,7 @@ class Apply:
 
     value: Value
     inputs: tuple[Any, ...]
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 Expression = Call | Apply
@@ -136,7 +142,7 @@ class ValueGraph:
         for root, expression in sorted(rewrite.items(), key=lambda item: item[0]):
             with self.graph.inserting_before(root.node):
                 replacement = self._build(expression, root, built, new)
-            if isinstance(expression, Apply) and root.facts is not None:
+            if root.facts is not None and (isinstance(expression, Apply) or not replacement.facts):
                 # What stood there may be known better than what follows from the new inputs.
                 replacement.node.meta["facts"] = root.facts
             root.node.replace_all_uses_with(replacement.node)
@@ -184,13 +190,13 @@ class ValueGraph:
         if isinstance(expression, Call):
             return expression
         if id(expression) not in built:
-            inputs = pytree.tree_map_only(
+            inputs, options = pytree.tree_map_only(
                 (Call, Apply),
                 lambda part: self._build(part, root, built, new).node,
-                expression.inputs,
+                (expression.inputs, dict(expression.options)),
                 is_leaf=lambda part: isinstance(part, Call | Apply),
             )
-            call = self.apply(expression.value, inputs, {}, root.node.name)
+            call = self.apply(expression.value, inputs, options, root.node.name)
             built[id(expression)] = call
             new.append(call)
         return built[id(expression)]

@@ -147,7 +147,7 @@ class _Lifter:
         value = Opaque(
             module if module is not None else target,
             path=str(node.target) if module is not None else None,
-            reason=reason or self.capture.untraced.get(str(node.target)),
+            reason=reason,
             pinned=pinned,
             pure=not pinned and known.pure(module if module is not None else target),
         )

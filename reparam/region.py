@@ -265,7 +265,8 @@ def _written_cost(groups: dict[Call, list[Group]], channels: int) -> Cost:
     maps = [group.map for several in groups.values() for group in several]
     total = Cost(len(maps) - 1, (len(maps) - 1) * channels)
     for map_ in maps:
-        if not (isinstance(map_, Sum) and abs(map_.coefficients[0]) == 1):
+        # In a sum of several, a coefficient of -1 is a subtraction, and 1 is nothing.
+        if isinstance(map_, Conv) or len(maps) == 1 or abs(map_.coefficients[0]) != 1:
             total += cost(map_, channels)
     return total
 

@@ -6,8 +6,10 @@ imports anything of ours.)
 
 import os
 import random
+from collections.abc import Iterator
 
 import hypothesis
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -50,9 +52,24 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("deterministic")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option of our own; it is known wherever the tests are named on the command line."""
+    parser.addoption(
+        "--update-goldens", action="store_true", help="write the graphs in tests/goldens anew"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     """The generators that a test without Hypothesis draws from."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_annotation_checks() -> Iterator[None]:
+    """For whole models, which take ten times as long under them; parts of models have them on."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

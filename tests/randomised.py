@@ -3,7 +3,7 @@
 A fresh batch norm (mean 0, variance 1) and a fresh layer scale (1e-5) hide nearly every mistake.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 NORMS = (BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
+Draw = Callable[..., Tensor]
+
 
 def randomised(model: nn.Module, *inputs: Tensor, seed: int = 0) -> nn.Module:
     """Give a model weights and statistics at which a wrong fold shows, in place; return it, in eval.
 
     Weights keep the variance of what they read, biases, γ, β, ε and scales per channel are drawn,
-    and running statistics are those of the inputs, jittered: so activations stay of order one.
+    and running statistics lie near those of the inputs: so activations stay of order one.
 
     Args:
         model: any model.
@@ -53,13 +55,7 @@ def randomised(model: nn.Module, *inputs: Tensor, seed: int = 0) -> nn.Module:
                     module.bias.copy_(normal(module.bias, 0.3))  # type: ignore[union-attr]
         for scale in _layer_scales(model):
             scale.copy_(between(scale, 0.2, 0.6) * between(scale, -1, 3).sign())
-        _calibrate(model, inputs)
-        for norm in _batch_norms(model):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            deviation = norm.running_var.double().sqrt()
-            norm.running_mean.add_(normal(norm.running_mean, 0.2) * deviation)
-            norm.running_var.mul_(between(norm.running_var, 0.7, 1.4))
+    _calibrate(model, inputs, normal, between)
     return model
 
 
@@ -73,22 +69,24 @@ def _layer_scales(model: nn.Module) -> Iterator[nn.Parameter]:
                 yield parameter
 
 
-def _batch_norms(model: nn.Module) -> Iterator[BATCH_NORM]:
-    """Those with running statistics."""
-    for module in model.modules():
-        if isinstance(module, BATCH_NORM) and module.running_mean is not None:
-            yield module
+def _calibrate(model: nn.Module, inputs: tuple[Tensor, ...], normal: Draw, between: Draw) -> None:
+    """Set running statistics near those of what each batch norm reads, from the first one on."""
+    seen: set[nn.Module] = set()
 
+    def measure(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if norm in seen or not isinstance(norm, BATCH_NORM) or norm.running_mean is None:
+            return
+        seen.add(norm)
+        assert norm.running_var is not None
+        variance, mean = torch.var_mean(
+            arguments[0].double().transpose(0, 1).flatten(1), dim=1, correction=0
+        )
+        norm.running_mean.copy_(mean + normal(mean, 0.2) * variance.sqrt())
+        norm.running_var.copy_(variance * between(variance, 0.7, 1.4))
 
-def _calibrate(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Set running statistics to those of the inputs."""
-    norms = list(_batch_norms(model))
-    before = [(norm.momentum, norm.training) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average over what it sees
-        norm.train()
-    model(*inputs)
-    for norm, (momentum, training) in zip(norms, before, strict=True):
-        norm.momentum = momentum
-        norm.train(training)
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORM)]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    with torch.no_grad():
+        model(*inputs)
+    for hook in hooks:
+        hook.remove()

@@ -1,4 +1,4 @@
-"""The default pipeline is found by its entry point, and loaded from its distribution's own files."""
+"""The default pipeline: found by its entry point, loaded from its distribution's own files."""
 
 import importlib
 import subprocess
