@@ -12,6 +12,7 @@ from reparam.errors import (
     TrainingModeError,
     VerificationError,
 )
+from reparam.export import OnnxExport, export_onnx
 from reparam.graph import Apply, Call
 from reparam.meaning import lift
 from reparam.pipelines import default_passes
@@ -27,6 +28,7 @@ __all__ = [
     "Equivalence",
     "ExportError",
     "MissingExtraError",
+    "OnnxExport",
     "PassError",
     "Remark",
     "ReparamError",
@@ -37,6 +39,7 @@ __all__ = [
     "VerificationError",
     "compile",
     "default_passes",
+    "export_onnx",
     "lift",
     "report",
     "require",

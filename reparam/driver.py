@@ -104,6 +104,9 @@ class Driver:
         """
         rewrite = replacement.roots(call)
         require(all(not root.node._erased for root in rewrite), "it replaces a call that is gone")
+        for root, expression in rewrite.items():
+            before = all(leaf < root and leaf not in rewrite for leaf in leaves([expression]))
+            require(before, "its replacement reads what it replaces, or what comes after it")
         dead = self.values.dead_after(rewrite)
         parts = list(_applications(rewrite))
         old = _measure([c.value for c in dead])

@@ -38,23 +38,31 @@ def writes(node: fx.Node, module: nn.Module | None) -> bool:
 
 def fenced(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
     """The calls that must keep place and form, because of a write that others can see."""
-    fence: set[fx.Node] = set()
-    for node in graph.nodes:
-        module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if not writes(node, module):
-            continue
-        written = next(
-            (leaf for leaf in pytree.tree_leaves(node.args) if isinstance(leaf, fx.Node)), None
-        )
-        if written is None:
-            continue
-        aliases, foreign = _aliases(written, node, root)
-        seen = any(user > node for alias in aliases for user in alias.users)
-        named = node.op == "call_function" and getattr(node.target, "__name__", "") == "setitem"
-        if foreign or seen or named or "out" in node.kwargs:
-            fence |= aliases | {user for alias in aliases for user in alias.users}
-            fence.add(node)
+    written = {node: source for node in graph.nodes if (source := _written(node, root)) is not None}
+    aliases = {node: _aliases(source, node, root) for node, source in written.items()}
+    open_writes = {node for node in written if _seen(node, *aliases[node])}
+    # A module that writes in one of its calls is one module, and so writes in all of them.
+    modules = {node.target for node in open_writes if node.op == "call_module"}
+    open_writes |= {n for n in written if n.op == "call_module" and n.target in modules}
+    fence = set(open_writes)
+    for node in open_writes:
+        shared, _ = aliases[node]
+        fence |= shared | {user for alias in shared for user in alias.users}
     return {node for node in fence if node.op not in ("placeholder", "get_attr", "output")}
+
+
+def _written(node: fx.Node, root: nn.Module) -> fx.Node | None:
+    """What a call writes to, if it does."""
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    leaves = pytree.tree_leaves(node.args) if writes(node, module) else []
+    return next((leaf for leaf in leaves if isinstance(leaf, fx.Node)), None)
+
+
+def _seen(node: fx.Node, aliases: set[fx.Node], foreign: bool) -> bool:
+    """Whether a write shows elsewhere than in the result of the call that writes."""
+    later = any(user > node for alias in aliases for user in alias.users)
+    named = node.op == "call_function" and getattr(node.target, "__name__", "") == "setitem"
+    return foreign or later or named or "out" in node.kwargs
 
 
 def _aliases(written: fx.Node, writer: fx.Node, root: nn.Module) -> tuple[set[fx.Node], bool]:
@@ -87,4 +95,6 @@ def _fresh(node: fx.Node, root: nn.Module) -> bool:
         return True
     if node.target is getattr and node.args[1:2] == ("shape",):
         return True
-    return not writes(node, None) and known.kind(node.target) in FRESH_KINDS
+    if writes(node, None) or known.name(node.target) in ("contiguous", "detach"):
+        return False
+    return known.kind(node.target) in FRESH_KINDS

@@ -13,7 +13,7 @@ from torch import nn
 from reparam.capture import check_mode
 from reparam.errors import ExportError
 from reparam.export_check import check, shapes_text
-from reparam.export_graph import Draft, NotDynamicError, draft, extra, open_axes, quiet
+from reparam.export_graph import Draft, NotDynamicError, draft, extra, open_axes, opset_of, quiet
 from reparam.export_model import FlatModel
 from reparam.verify import Equivalence
 
@@ -39,7 +39,7 @@ class OnnxExport:
         equivalence: ONNX Runtime's outputs (`fused`) and the model's own (`model`), both against
             the model in float64, at the worst of all sizes that were tried.
         checked: shapes of the inputs that the file was run on, `1×3×256×256`.
-        remarks: why an axis that was to be dynamic is not.
+        remarks: why an axis that was to be dynamic is not; what the comparison does not tell.
         bytes: size on disk, weights included.
     """
 
@@ -122,28 +122,29 @@ def _export(model: FlatModel, target: Path, folder: Path, opset: int, dynamic: b
         raise AssertionError("the last attempt has no dynamic axis")
     result = OnnxExport(
         path=target,
-        opset=found.proto.opset_import[0].version,
+        opset=opset_of(found.proto),
         nodes=dict(sorted(Counter(node.op_type for node in found.proto.graph.node).items())),
         dynamic=_by_input(model, found),
         equivalence=equivalence,
         checked=tuple(map(shapes_text, checked)),
-        remarks=_remarks(model, found, reasons) if dynamic else (),
+        remarks=_remarks(model, found, reasons if dynamic else None),
         bytes=sum(file.stat().st_size for file in files),
     )
     _publish(files, target, folder)
     return result
 
 
-def _remarks(model: FlatModel, found: Draft, reasons: Mapping[str, str]) -> tuple[str, ...]:
-    """Which axes are fixed, and why."""
+def _remarks(model: FlatModel, found: Draft, reasons: Mapping[str, str] | None) -> tuple[str, ...]:
+    """Which axes are fixed, and why, if that was not asked for; and what else is to be said."""
     fixed: dict[str, list[str]] = {}
     for axis, kind in open_axes(model.example).items():
-        if axis not in found.axes:
+        if axis not in found.axes and reasons is not None:
             because = reasons.get(kind, "the model computes with the size itself")
             fixed.setdefault(because, []).append(kind)
-    return tuple(
-        f"{' and '.join(dict.fromkeys(kinds))} fixed: {because}" for because, kinds in fixed.items()
-    )
+    remarks = [f"{' and '.join(dict.fromkeys(kinds))} fixed: {why}" for why, kinds in fixed.items()]
+    if model.random:
+        remarks.append("the model's outputs are random: to compare them tells little")
+    return tuple(remarks)
 
 
 def _by_input(model: FlatModel, found: Draft) -> dict[str, dict[int, str]]:
@@ -159,8 +160,13 @@ def _target(path: str | os.PathLike[str]) -> Path:
     Raises:
         ExportError: if there can't be such a file.
     """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
+    try:
+        target = Path(os.path.realpath(path))
+        folder = target.is_dir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ExportError(f"can't write {path!r}: {reason}") from error
+    if folder:
         raise ExportError(f"can't write {path}: it is a folder")
     if not target.parent.is_dir():
         raise ExportError(f"can't write {path}: there is no folder {target.parent}")
@@ -183,19 +189,21 @@ def _write(proto: Any, path: Path) -> list[Path]:
 
 def _publish(files: list[Path], target: Path, folder: Path) -> None:
     """Move files into place, the model last; if one can't be moved, all is as it was."""
+    *weights, model = files
     kept: list[tuple[Path, Path]] = []
     moved: list[Path] = []
     try:
-        for file in files:
+        for file in weights:
             place = target.with_name(file.name)
-            if len(files) > 1 and place.exists():
-                kept.append((folder / f"{file.name}.kept", place))
-                place.replace(kept[-1][0])
+            if place.exists():
+                place.replace(folder / "kept")
+                kept.append((folder / "kept", place))
             file.replace(place)
             moved.append(place)
-    except OSError:
+        model.replace(target)
+    except BaseException:
         for place in moved:
             place.unlink()
-        for copy, place in kept:
-            copy.replace(place)
+        for file, place in kept:
+            file.replace(place)
         raise

@@ -68,8 +68,8 @@ def draft(model: FlatModel, kinds: Sequence[str], opset: int) -> Draft:
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
         raise NotDynamicError(first_line(error)) from error
-    if (found := proto.opset_import[0].version) != opset:
-        raise NotDynamicError(f"torch's exporter translates to opset {found}, not to {opset}")
+    if opset_of(proto) != opset:
+        raise NotDynamicError(f"torch's exporter gives opset {opset_of(proto)}, not {opset}")
     graph, symbols = _clean(proto, model, wanted)
     labels = {(i, axis): graph.inputs[i].shape[axis] for i, axis in wanted}
     labels = {axis: label for axis, label in labels.items() if isinstance(label, str)}
@@ -79,6 +79,11 @@ def draft(model: FlatModel, kinds: Sequence[str], opset: int) -> Draft:
         labels,
         _conditions(program, symbols),
     )
+
+
+def opset_of(proto: Any) -> int:
+    """The version of the standard operators that a model uses."""
+    return next(used.version for used in proto.opset_import if used.domain in ("", "ai.onnx"))
 
 
 def extra(module: str) -> Any:

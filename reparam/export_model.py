@@ -22,6 +22,7 @@ class FlatModel(nn.Module):
         title: the model's class.
         example: the tensors among the example inputs.
         input_names, output_names: after the parameters of `forward` and the keys of its output.
+        random: whether the same inputs give other outputs the next time.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
@@ -42,12 +43,15 @@ class FlatModel(nn.Module):
         self._places = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor)]
         self.example = [leaf.detach().clone() for _, leaf in tensors]
         self.input_names = distinct([_name(path) for path, _ in tensors], ())
-        self.output_names = self._run_once()
+        self._check()
+        output = self._run_example()
+        again = self._run_example()
+        self.random = not all(map(torch.equal, _tensors(output), _tensors(again)))
+        self.output_names = self._name_outputs(output)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors of the output, in the order of `output_names`."""
-        leaves = pytree.tree_leaves(self._call(tensors))
-        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        return tuple(_tensors(self._call(tensors)))
 
     def _call(self, tensors: Sequence[Tensor]) -> Any:
         leaves = list(self._leaves)
@@ -57,21 +61,26 @@ class FlatModel(nn.Module):
         bound = inspect.BoundArguments(self._signature, arguments)
         return self.model(*bound.args, **bound.kwargs)
 
-    def _run_once(self) -> list[str]:
-        """Names for the outputs, from a run on the example."""
+    def _check(self) -> None:
         for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
             if tensor.is_meta:
                 raise ExportError(f"{name} is on the meta device: it has no values to export")
         for name, tensor in zip(self.input_names, self.example, strict=True):
             if tensor.numel() == 0:
                 raise ExportError(f"the example input {name!r} is empty: {tuple(tensor.shape)}")
+        if not self.example:
+            raise ExportError("there is no tensor among the example inputs")
+
+    def _run_example(self) -> Any:
         try:
             with torch.no_grad():
-                output = self._call([t.clone() for t in self.example])
+                return self._call([t.clone() for t in self.example])
         except Exception as error:
             raise ExportError(
                 f"{self.title} does not run on the example inputs: {first_line(error)}"
             ) from error
+
+    def _name_outputs(self, output: Any) -> list[str]:
         leaves, _ = pytree.tree_flatten_with_path(output)
         paths = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
         if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for _, leaf in leaves):
@@ -79,6 +88,10 @@ class FlatModel(nn.Module):
         names = [_name(path) for path in paths]
         named = [n if n and not n[0].isdigit() else f"output_{n}".rstrip("_") for n in names]
         return distinct(named, self.input_names)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def distinct(names: Sequence[str], taken: Collection[str]) -> list[str]:

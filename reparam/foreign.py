@@ -41,8 +41,9 @@ def run_foreign(
         )
         after.graph.lint()
         after.recompile()
+        _keep_modes(before, after)
         error = _difference(before, after, values, example_inputs) if verify else None
-        again = capture(after.eval())
+        again = capture(after)
         return (
             again,
             lift_graph(again, example_inputs),
@@ -54,6 +55,14 @@ def run_foreign(
         line = str(failure).strip().split("\n")[0]
         reason = f"the pass failed with {type(failure).__name__}: {line}"
     return captured, values, Remark("missed", name, "the whole graph", f"rolled back: {reason}")
+
+
+def _keep_modes(before: fx.GraphModule, after: fx.GraphModule) -> None:
+    """Evaluation mode, but for what was in training mode by itself."""
+    training = {path for path, module in before.named_modules() if module.training}
+    after.eval()
+    for path, module in after.named_modules():
+        module.training = path in training
 
 
 def _difference(

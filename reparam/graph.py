@@ -142,7 +142,8 @@ class ValueGraph:
         for root, expression in sorted(rewrite.items(), key=lambda item: item[0]):
             with self.graph.inserting_before(root.node):
                 replacement = self._build(expression, root, built, new)
-            if root.facts is not None and (isinstance(expression, Apply) or not replacement.facts):
+            unknown = replacement.facts is None
+            if root.facts is not None and (unknown or isinstance(expression, Apply)):
                 # What stood there may be known better than what follows from the new inputs.
                 replacement.node.meta["facts"] = root.facts
             root.node.replace_all_uses_with(replacement.node)

@@ -113,8 +113,8 @@ def reshaped(target: Any, axes: tuple[Size, ...], sizes: list[Any]) -> tuple[Siz
         first, last = first % rank, last % rank
         return (*axes[:first], product(axes[first : last + 1]), *axes[last + 1 :])
     if called == "unflatten":
-        axis, parts = sizes
-        new = _fill(axes[axis], list(cast("tuple[Any, ...]", parts)))
+        axis = cast("int", sizes[0])
+        new = _fill(axes[axis], list(cast("tuple[Any, ...]", sizes[1])))
         return None if new is None else (*axes[: axis % rank], *new, *axes[axis % rank + 1 :])
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
         sizes = list(cast("tuple[Any, ...]", sizes[0]))

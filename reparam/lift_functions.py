@@ -15,6 +15,7 @@ from reparam.errors import Declined
 from reparam.facts import TensorFacts
 from reparam.known import kind
 from reparam.lift_modules import batch_norm, convolution
+from reparam.sizes import Size
 from reparam.values import IDENTITY, Layout, Shape, Sum, Value
 
 
@@ -186,15 +187,16 @@ def _size(context: Context, a: dict[str, Any]) -> Lifted | None:
 
 def _select(context: Context, a: dict[str, Any], axis: Any, index: Any) -> Lifted | None:
     facts = context.facts(a["input"])
-    if not isinstance(facts, TensorFacts) or not facts.exact or type(index) is not int:
+    if not isinstance(facts, TensorFacts) or not facts.exact:
         return None
-    if type(axis) is not int:
+    rank = len(facts.axes)
+    if not isinstance(index, int) or not isinstance(axis, int) or rank == 0:
         return None
-    axis = axis % len(facts.axes)
-    size = facts.axes[axis]
+    axis = axis % rank
+    size: Size = facts.axes[axis]
     if index < 0 or (size.known and index >= size.factor):
         return None
-    position = (axis - len(facts.axes), index)
+    position = (axis - rank, index)
     return Layout(torch.select, pure=True, kind="select", index=position), (a["input"], axis, index)
 
 

@@ -146,7 +146,7 @@ class _Lowerer:
         if not symmetric:
             sides = [side for pair in reversed(conv.padding) for side in pair]
             mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            x = self.graph.call_function(nn.functional.pad, (x, sides, mode))
+            x = self.graph.call_function(nn.functional.pad, (x, sides), {"mode": mode, "value": None})
         out, inner = conv.out_channels, conv.in_channels
         options: dict[str, Any] = {"bias": bias is not None, "device": "meta"}
         if conv.n == 0:

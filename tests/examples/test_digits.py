@@ -46,8 +46,8 @@ def test_shows_the_same_predictions_from_fewer_operators(tmp_path: Path) -> None
         assert before > after > 0
     for batch in (1, 64):
         assert all(latency > 0 for latency in read_row(f"latency, batch {batch}", done.stdout))
-    assert "multiply-adds per" in done.stdout  # what was declined, and why
-    assert target.exists()
+    assert "Declined" in done.stdout
+    assert target.exists()  # which reparam.export_onnx has run
 
 
 def test_a_differing_prediction_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

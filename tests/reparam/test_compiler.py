@@ -1,0 +1,61 @@
+"""Whatever network is drawn: compiled, it computes the same, and says what it left."""
+
+import copy
+
+import torch
+from hypothesis import given, settings
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import passes
+import reparam
+from reparam.verify import EXACT, relative_difference
+from tests.fused import same_state, storages
+from tests.strategies import images, modules
+
+EXAMPLES = settings(max_examples=60)
+
+
+@EXAMPLES
+@given(modules())
+def test_a_compiled_network_computes_the_same(model: nn.Module) -> None:
+    state, attributes = copy.deepcopy(model.state_dict()), set(vars(model))
+    fused = reparam.compile(model, passes=passes.DEFAULT)
+    assert same_state(model.state_dict(), state)
+    assert set(vars(model)) == attributes
+    assert storages(model).isdisjoint(storages(fused))
+    for seed in (1, 2):
+        with torch.no_grad():
+            expected, found = (pytree.tree_leaves(m(images(seed))) for m in (model, fused))
+        for old, new in zip(expected, found, strict=True):
+            assert relative_difference(old, new) <= EXACT
+
+
+@EXAMPLES
+@given(modules())
+def test_a_batch_norm_that_is_left_has_a_remark(model: nn.Module) -> None:
+    fused = reparam.compile(model, passes=passes.DEFAULT, verify=False)
+    left = {name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert left <= {remark.call for remark in reparam.report(fused).missed}
+
+
+@EXAMPLES
+@given(modules())
+def test_a_second_compile_changes_nothing(model: nn.Module) -> None:
+    first = reparam.compile(model, passes=passes.DEFAULT, verify=False)
+    second = reparam.compile(first, passes=passes.DEFAULT, verify=False)
+    assert reparam.report(second).applied == ()
+    assert second.code == first.code
+    assert same_state(first.state_dict(), second.state_dict())
+
+
+@EXAMPLES
+@given(modules(torch.float32))
+def test_the_same_model_gives_the_same_bits(model: nn.Module) -> None:
+    first, second = (
+        reparam.compile(m, passes=passes.DEFAULT, verify=False)
+        for m in (model, copy.deepcopy(model))
+    )
+    assert first.code == second.code
+    assert same_state(first.state_dict(), second.state_dict())
+    assert reparam.report(first) == reparam.report(second)
