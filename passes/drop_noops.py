@@ -29,7 +29,8 @@ def drop_noops(call: Call) -> Replace | None:
     if isinstance(value, Sum) and value.coefficients == (1.0,):
         (source,) = call.inputs
         if value is not IDENTITY:  # arithmetic, which returns new memory and may widen a dtype
-            floating = source.shape is not None and source.shape.dtype is not None
+            dtype = source.shape.dtype if source.shape is not None else None
+            floating = dtype is not None and dtype.is_floating_point
             require(floating, "its input is not known to be floating-point")
             require(source.value is not INPUT, "the result would be the model's own input")
         return Replace(source)

@@ -1,15 +1,17 @@
 """Trace a model into a torch.fx graph, without leaving anything behind in it."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from reparam import known
 from reparam.errors import CaptureError, TrainingModeError
-from reparam.meaning import has_meaning
+from reparam.tracer import Tracer, defaults
+from reparam.verify import split_inputs
 
 
 @dataclass(frozen=True)
@@ -20,50 +22,20 @@ class Capture:
         root: the model itself, which the graph's paths refer to.
         graph: its computation, in torch.fx form.
         untraced: path of each module that stays whole because it can't be traced, and why.
+        tensors: constants that a forward made, by path; the model does not have them.
     """
 
     root: nn.Module
     graph: fx.Graph
     untraced: dict[str, str]
+    tensors: dict[str, Tensor]
 
-
-class _Tracer(fx.Tracer):
-    """Traces into user modules; torch's own, and whatever can't be traced, stay whole."""
-
-    def __init__(self) -> None:
-        super().__init__(autowrap_functions=())
-        self.untraced: dict[str, str] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if hooked(m) or has_meaning(m):
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(
-        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        path = self.path_of_module(m)
-        if self.is_leaf_module(m, path):
-            return super().call_module(m, forward, args, kwargs)
-        last = next(iter(reversed(self.graph.nodes)), None)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception as error:
-            self._forget_after(last)
-            self.untraced[path] = str(error).strip().split("\n")[0]
-            return self.create_proxy("call_module", path, args, kwargs)
-
-    def _forget_after(self, last: fx.Node | None) -> None:
-        """Erase what a trace that failed has left in the graph."""
-        for node in reversed(self.graph.nodes):
-            if node is last:
-                return
-            self.graph.erase_node(node)
-
-
-def hooked(module: Any) -> bool:
-    """Whether calling the module does more than its forward says."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    def attribute(self, path: str) -> Any:
+        """What a path of the graph leads to."""
+        if path in self.tensors:
+            return self.tensors[path]
+        owner, _, name = path.rpartition(".")
+        return getattr(self.root.get_submodule(owner), name)
 
 
 def keep_hooks(model: Any, fused: Any) -> None:
@@ -99,8 +71,11 @@ def check_mode(model: nn.Module) -> None:
     )
 
 
-def capture(model: nn.Module) -> Capture:
+def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     """Trace a model in evaluation mode.
+
+    Arguments of its forward that have plain defaults, and that no example is given of, keep them;
+    the result then refuses other values.
 
     Raises:
         TrainingModeError: if it is in training mode.
@@ -111,13 +86,15 @@ def capture(model: nn.Module) -> Capture:
             "a ScriptModule has no Python code left to trace; pass the module it was made from"
         )
     check_mode(model)
-    tracer = _Tracer()
+    tracer = Tracer()
+    args, kwargs = split_inputs(() if example_inputs is None else example_inputs)
+    given = {*list(inspect.signature(model.forward).parameters)[: len(args)], *kwargs}
     try:
-        graph = tracer.trace(model)
+        graph = tracer.trace(model, defaults(model, given) or None)
     except Exception as error:
         line = str(error).strip().split("\n")[0]
         raise CaptureError(
-            f"{type(model).__name__}.forward can't be traced by torch.fx: {line}; "
+            f"{type(model).__name__}.forward can't be traced: {line}; "
             "compile its submodules one by one instead"
         ) from error
-    return Capture(model, graph, tracer.untraced)
+    return Capture(model, graph, tracer.untraced, tracer.tensors)

@@ -60,7 +60,7 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
     if verify not in (True, False):
         raise ReparamError(f"verify is True or False, not {verify!r}")
     told = remarks or _ignore
-    original = captured = capture(model)
+    original = captured = capture(model, example_inputs)
     values = lift_graph(captured, example_inputs)
     found = _left_whole(original, values)
     for remark in found:

@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from reparam.capture import Capture
 
 
 class _ImpureError(Exception):
@@ -28,16 +30,15 @@ class Constants:
     that a product of parameters is as exact as the folds that use it.
     """
 
-    def __init__(self, graph: fx.Graph, root: nn.Module, barred: set[fx.Node]) -> None:
+    def __init__(self, capture: Capture, barred: set[fx.Node]) -> None:
         """`barred` nodes are not evaluated: something writes to them."""
-        self._root = root
         self._contents: dict[fx.Node, Any] = {}
         self._computed: set[fx.Node] = set()
-        for node in graph.nodes:
+        for node in capture.graph.nodes:
             if node in barred:
                 continue
             if node.op == "get_attr":
-                self._contents[node] = attribute(root, str(node.target))
+                self._contents[node] = capture.attribute(str(node.target))
             elif node.op in ("call_function", "call_method") and self._constant_inputs(node):
                 self._evaluate(node)
 
@@ -74,9 +75,3 @@ class Constants:
             return
         self._contents[node] = result
         self._computed.add(node)
-
-
-def attribute(root: nn.Module, path: str) -> Any:
-    """The attribute of a model at a dotted path."""
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)

@@ -1,13 +1,17 @@
-"""In-place writes: which are as good as their out-of-place twins, and which must be fenced.
+"""Writes: which are as good as their out-of-place twins, and which must be fenced.
 
-`y = x.relu_()` means `y = x.relu()` if nothing reads x, or a view of it, afterwards, and the
-caller does not hold it. Otherwise every call that touches the tensor keeps its place and its form.
+`y = x.relu_()` means `y = x.relu()` if nothing reads x, or a view of it, afterwards, and neither
+the caller nor the model holds it. Otherwise every call that touches the tensor keeps its place and
+its form. What nobody here knows may write to whatever it is given.
 """
 
-from torch import fx, nn
+from typing import Any
+
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from reparam import known
+from reparam.capture import Capture
 from reparam.values import CONVOLUTIONS
 
 FRESH_MODULES = (
@@ -19,43 +23,104 @@ FRESH_MODULES = (
 """Modules whose result shares no memory with their input, whatever the mode."""
 
 FRESH_KINDS = {"pointwise", "elementwise", "matmul", "attention", "pool"}
+FRESH_NAMES = {
+    "batch_norm", "cat", "stack", "mean", "sum", "amax", "max_pool2d", "avg_pool2d", "interpolate",
+    "flip", "roll", "einsum", "bmm", "normalize", "repeat_interleave",
+}  # fmt: skip
+VIEWS = {"contiguous", "detach"}
+"""Of these kinds by name, but the result may be the input."""
+
+SIZES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
+"""What is read of a tensor without reading it."""
 
 
-def writes(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a call writes to its first argument."""
-    if node.op == "call_module":
-        return bool(getattr(module, "inplace", False))
+def writes(node: fx.Node) -> bool:
+    """Whether a call of a function or method says that it writes to its first argument."""
     if node.kwargs.get("inplace") is True or "out" in node.kwargs:
         return True
-    if node.op == "call_method":
-        name = str(node.target)
-        return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-    name = getattr(node.target, "__name__", "")
+    name = getattr(node.target, "__name__", str(node.target))
     if getattr(node.target, "__module__", "") == "_operator":
         return name == "setitem" or (name.startswith("i") and name[1:] in known.KINDS)
-    return name.endswith("_") and not name.endswith("__")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
-def fenced(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
+def out_of_place(node: fx.Node) -> tuple[Any, dict[str, Any]]:
+    """Target and options of a call that computes the same without writing."""
+    options = {name: option for name, option in node.kwargs.items() if name != "inplace"}
+    if node.op == "call_module" or not writes(node):
+        return node.target, dict(node.kwargs)
+    if isinstance(node.target, str):
+        return node.target.removesuffix("_"), options
+    target: Any = node.target
+    operators = getattr(target, "__module__", "") == "_operator"
+    plain = target.__name__[1:] if operators else target.__name__.removesuffix("_")
+    return getattr(known.home(target), plain, target), options
+
+
+def fenced(capture: Capture) -> set[fx.Node]:
     """The calls that must keep place and form, because of a write that others can see."""
-    written = {node: source for node in graph.nodes if (source := _written(node, root)) is not None}
-    aliases = {node: _aliases(source, node, root) for node, source in written.items()}
+    nodes = list(capture.graph.nodes)
+    written = {n: sources for n in nodes if (sources := _written(n, capture))}
+    aliases = {n: _aliases(sources, n, capture) for n, sources in written.items()}
     open_writes = {node for node in written if _seen(node, *aliases[node])}
     # A module that writes in one of its calls is one module, and so writes in all of them.
     modules = {node.target for node in open_writes if node.op == "call_module"}
     open_writes |= {n for n in written if n.op == "call_module" and n.target in modules}
     fence = set(open_writes)
+    held: set[int] = set()
     for node in open_writes:
         shared, _ = aliases[node]
         fence |= shared | {user for alias in shared for user in alias.users}
+        held |= {id(capture.attribute(str(a.target))) for a in shared if a.op == "get_attr"}
+    fence |= _owners(held, capture)
     return {node for node in fence if node.op not in ("placeholder", "get_attr", "output")}
 
 
-def _written(node: fx.Node, root: nn.Module) -> fx.Node | None:
-    """What a call writes to, if it does."""
-    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-    leaves = pytree.tree_leaves(node.args) if writes(node, module) else []
-    return next((leaf for leaf in leaves if isinstance(leaf, fx.Node)), None)
+def _owners(held: set[int], capture: Capture) -> set[fx.Node]:
+    """The calls that read a parameter or buffer that is written to, by whatever path."""
+    if not held:
+        return set()
+    found: set[fx.Node] = set()
+    for node in capture.graph.nodes:
+        if node.op == "call_module":
+            module = capture.attribute(str(node.target))
+            if any(id(tensor) in held for tensor in (*module.parameters(), *module.buffers())):
+                found.add(node)
+        elif node.op == "get_attr" and id(capture.attribute(str(node.target))) in held:
+            found |= {node, *node.users}
+    return found
+
+
+def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
+    """What a call writes to, or may."""
+    sources = [
+        leaf
+        for leaf in pytree.tree_leaves((node.args, node.kwargs))
+        if isinstance(leaf, fx.Node) and not _is_size(leaf)
+    ]
+    if node.op == "call_module":
+        module = capture.attribute(str(node.target))
+        if str(node.target) in capture.untraced or not type(module).__module__.startswith("torch."):
+            return sources
+        return sources[:1] if getattr(module, "inplace", False) else []
+    if node.op == "call_method":
+        return sources[:1] if writes(node) else []
+    if node.op != "call_function":
+        return []
+    if writes(node):
+        return sources[:1] if "out" not in node.kwargs else sources
+    home = getattr(node.target, "__module__", None) or ""
+    foreign = known.name(node.target) is None and not home.startswith(
+        ("torch", "math", "_operator")
+    )
+    return sources if foreign else []
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node reads sizes, or the like, of a tensor."""
+    if node.target is getattr:
+        return node.args[1] in SIZES
+    return node.op == "call_method" and node.target in SIZES
 
 
 def _seen(node: fx.Node, aliases: set[fx.Node], foreign: bool) -> bool:
@@ -65,36 +130,47 @@ def _seen(node: fx.Node, aliases: set[fx.Node], foreign: bool) -> bool:
     return foreign or later or named or "out" in node.kwargs
 
 
-def _aliases(written: fx.Node, writer: fx.Node, root: nn.Module) -> tuple[set[fx.Node], bool]:
-    """Every node that may share memory with one, and whether the caller or the model holds it."""
+def _aliases(
+    written: list[fx.Node], writer: fx.Node, capture: Capture
+) -> tuple[set[fx.Node], bool]:
+    """Every node that may share memory with some, and whether the caller or the model holds it."""
     found: set[fx.Node] = set()
     foreign = False
-    pending = [written]
+    pending = list(written)
     while pending:
         node = pending.pop()
         if node in found or node is writer:
             continue
         found.add(node)
-        foreign |= node.op in ("placeholder", "get_attr")
-        if not _fresh(node, root):
-            pending.extend(node.all_input_nodes)
-        pending.extend(user for user in node.users if not _fresh(user, root))
+        if node.op in ("placeholder", "get_attr"):
+            content = capture.attribute(str(node.target)) if node.op == "get_attr" else None
+            foreign |= content is None or isinstance(content, Tensor)
+            # Tensors of the model are looked at one by one; all that share one come by identity.
+        pending.extend(_shared(node, capture))
+        pending.extend(user for user in node.users if node in _shared(user, capture))
     return found, foreign
 
 
-def _fresh(node: fx.Node, root: nn.Module) -> bool:
+def _shared(node: fx.Node, capture: Capture) -> list[fx.Node]:
+    """The inputs that a call's result may share memory with."""
+    if _fresh(node, capture):
+        return []
+    inputs = node.all_input_nodes
+    return inputs[:1] if node.op != "call_module" and writes(node) else inputs
+
+
+def _fresh(node: fx.Node, capture: Capture) -> bool:
     """Whether a call's result is known to be new memory."""
-    if node.op == "output":
+    if node.op == "output" or _is_size(node):
         return True
     if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
+        module = capture.attribute(str(node.target))
         if getattr(module, "inplace", False):
             return False
         return isinstance(module, FRESH_MODULES) or known.kind(module) in FRESH_KINDS
     if node.target in CONVOLUTIONS:
         return True
-    if node.target is getattr and node.args[1:2] == ("shape",):
-        return True
-    if writes(node, None) or known.name(node.target) in ("contiguous", "detach"):
+    if writes(node) or known.name(node.target) in VIEWS:
         return False
-    return known.kind(node.target) in FRESH_KINDS
+    called = known.name(node.target)
+    return known.kind(node.target) in FRESH_KINDS or (called or "") in FRESH_NAMES

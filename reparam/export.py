@@ -23,9 +23,6 @@ DEFAULT_OPSET = 20
 LOWEST_OPSET = 18
 """What torch's exporter translates to; anything lower would be converted down from it."""
 
-LARGEST_FILE = 2**31 - 2**24
-"""Bytes of weights that one protobuf message holds, with room for the graph."""
-
 
 @dataclass(frozen=True)
 class OnnxExport:
@@ -109,8 +106,8 @@ def _export(model: FlatModel, target: Path, folder: Path, opset: int, dynamic: b
     reasons: dict[str, str] = {}
     for kinds in attempts:
         try:
-            found = draft(model, kinds, opset)
-            files = _write(found.proto, folder / target.name)
+            found = draft(model, kinds, opset, folder / target.name)
+            files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
             equivalence, checked = check(files[-1], model, found)
             break
         except NotDynamicError as error:
@@ -173,18 +170,6 @@ def _target(path: str | os.PathLike[str]) -> Path:
     if target.exists() and not (target.is_file() and os.access(target, os.W_OK)):
         raise ExportError(f"can't write {path}: it is not a file that can be replaced")
     return target
-
-
-def _write(proto: Any, path: Path) -> list[Path]:
-    """Write a model; weights above protobuf's limit into a file of their own, which comes first."""
-    onnx = extra("onnx")
-    if sum(len(weight.raw_data) for weight in proto.graph.initializer) <= LARGEST_FILE:
-        onnx.save(proto, path)
-        return [path]
-    data = path.with_name(f"{path.name}.data")
-    data.unlink(missing_ok=True)  # of an earlier attempt: onnx would append to it
-    onnx.save(proto, path, save_as_external_data=True, location=data.name)
-    return [data, path]
 
 
 def _publish(files: list[Path], target: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from reparam.export_model import FlatModel, distinct, first_line
 EXTRA = {"ml_dtypes", "numpy", "onnx", "onnx_graphsurgeon", "onnx_ir", "onnxruntime", "onnxscript"}
 """What `reparam[onnx]` installs."""
 
+LARGEST_FILE = 2**31 - 2**27
+"""Bytes of weights that one protobuf message holds, with room for the graph."""
+
 Axis = tuple[int, int]
 """Number of an input, and an axis of it."""
 
@@ -31,10 +35,10 @@ class NotDynamicError(Exception):
 
 @dataclass(frozen=True)
 class Draft:
-    """An ONNX model that nobody has run yet.
+    """An ONNX file that nobody has run yet.
 
     Attributes:
-        proto: the `onnx.ModelProto`.
+        proto: the `onnx.ModelProto` that is in it.
         axes: kind ("batch", "height", "width") of each axis that is dynamic in it.
         labels: what the file calls each of them.
         conditions: Python expressions of `sizes[input, axis]` that hold for the example and that
@@ -47,8 +51,10 @@ class Draft:
     conditions: Sequence[str]
 
 
-def draft(model: FlatModel, kinds: Sequence[str], opset: int) -> Draft:
-    """Trace and translate a model, with the axes of these kinds left open where it allows that.
+def draft(model: FlatModel, kinds: Sequence[str], opset: int, path: Path) -> Draft:
+    """Trace, translate and write a model, with axes of these kinds left open where that can be.
+
+    Weights above protobuf's limit go into a file of their own, `<name>.data`.
 
     The first axis of an input is the batch, if it is as long as that of the first input. The last
     two of a four-dimensional floating-point one are height and width, if they are as long as those
@@ -56,29 +62,37 @@ def draft(model: FlatModel, kinds: Sequence[str], opset: int) -> Draft:
 
     Raises:
         NotDynamicError: if torch's exporter fails, with its reason.
+        OSError: if the file can't be written.
     """
     wanted = {axis: kind for axis, kind in open_axes(model.example).items() if kind in kinds}
     try:
         program = _trace(model, wanted)
         exporter: Any = torch.onnx  # its annotations are not complete
-        proto = exporter.export(
-            program, dynamo=True, opset_version=opset, verbose=False
-        ).model_proto
+        translated = exporter.export(program, dynamo=True, opset_version=opset, verbose=False)
     except Exception as error:
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
         raise NotDynamicError(first_line(error)) from error
+    proto = _proto(translated, path)
     if opset_of(proto) != opset:
         raise NotDynamicError(f"torch's exporter gives opset {opset_of(proto)}, not {opset}")
     graph, symbols = _clean(proto, model, wanted)
     labels = {(i, axis): graph.inputs[i].shape[axis] for i, axis in wanted}
     labels = {axis: label for axis, label in labels.items() if isinstance(label, str)}
+    proto = extra("onnx_graphsurgeon").export_onnx(graph)
+    extra("onnx").save(proto, path)
     return Draft(
-        extra("onnx_graphsurgeon").export_onnx(graph),
-        {axis: wanted[axis] for axis in labels},
-        labels,
-        _conditions(program, symbols),
+        proto, {axis: wanted[axis] for axis in labels}, labels, _conditions(program, symbols)
     )
+
+
+def _proto(translated: Any, path: Path) -> Any:
+    """A translation as a message; with the weights in a file if they are too large for it."""
+    weights = [value.const_value for value in translated.model.graph.initializers.values()]
+    if sum(weight.nbytes for weight in weights if weight is not None) <= LARGEST_FILE:
+        return translated.model_proto
+    translated.save(path, external_data=True)
+    return extra("onnx").load(path, load_external_data=False)
 
 
 def opset_of(proto: Any) -> int:

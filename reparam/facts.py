@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 import torch
+from torch import nn
 
 from reparam import known
 from reparam.sizes import ONE, Size, SymbolTable
@@ -82,7 +83,11 @@ def _conv(conv: Conv, x: TensorFacts, symbols: SymbolTable) -> Facts:
     axes = zip(spatial, conv.stride, conv.padding, conv.dilation, conv.kernel, strict=True)
     for size, stride, sides, dilation, kernel in axes:
         sizes.append(symbols.windows(size, stride, sum(sides) - dilation * (kernel - 1) - 1))
-    dtype = x.dtype or (conv.weight.dtype if not conv.affine else None)
+    dtype = x.dtype
+    if not conv.affine:
+        dtype = dtype or conv.weight.dtype
+    elif dtype is not None:
+        dtype = torch.promote_types(dtype, conv.weight.dtype)  # torch multiplies, then adds
     return TensorFacts((*lead, Size(conv.out_channels), *sizes), x.exact, dtype)
 
 
@@ -143,20 +148,23 @@ def _layout(layout: Layout, x: TensorFacts, sizes: list[Any]) -> Facts:
 def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts:
     kind = known.kind(value.target)
     first = operands[0] if operands else None
-    if kind == "pointwise":
-        return first if isinstance(first, TensorFacts) else None
+    if kind == "pointwise" and isinstance(first, TensorFacts):
+        return replace(first, dtype=None) if "dtype" in kwargs else first
     if kind == "elementwise":
         if all(isinstance(operand, Size | int) for operand in operands):
             return _arithmetic(value.target, operands)
-        return _broadcast([*operands, *kwargs.values()])
+        facts = _broadcast([*operands, *kwargs.values()])
+        if isinstance(facts, TensorFacts) and known.name(value.target) in known.COMPARISONS:
+            return replace(facts, dtype=torch.bool)
+        return facts
     if kind == "matmul" and len(operands) == 2:
         return _matmul(*operands)
-    if kind == "attention":
+    if kind == "attention" and len(operands) > 2:
         query, _, values = operands[:3]
         if isinstance(query, TensorFacts) and isinstance(values, TensorFacts):
             return replace(query, axes=(*query.axes[:-1], values.axes[-1]))
     if kind == "pool" and isinstance(first, TensorFacts) and len(first.axes) > 2:
-        if operands[1:] not in ([], [1], [(1, 1)]):
+        if not isinstance(value.target, nn.Module) and operands[1:] not in ([1], [(1, 1)]):
             return None
         return replace(first, axes=(*first.axes[:-2], ONE, ONE))
     if kind == "getitem" and isinstance(first, tuple) and type(operands[1]) is int:

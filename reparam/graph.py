@@ -5,7 +5,7 @@ the nodes. Only the driver edits it, through `ValueGraph.replace`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from torch import fx
@@ -198,6 +198,9 @@ class ValueGraph:
                 is_leaf=lambda part: isinstance(part, Call | Apply),
             )
             call = self.apply(expression.value, inputs, options, root.node.name)
+            if call.shape is not None and root.shape is not None:
+                # All of a rewrite is in the dtype of what it replaces, whatever it folds in.
+                call.node.meta["facts"] = replace(call.shape, dtype=root.shape.dtype)
             built[id(expression)] = call
             new.append(call)
         return built[id(expression)]

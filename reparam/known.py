@@ -32,6 +32,8 @@ ELEMENTWISE_NAMES = {
     "ne", "lt", "le", "gt", "ge", "mod",
 }  # fmt: skip
 
+COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
+
 POOL_NAMES = {"adaptive_avg_pool2d", "adaptive_max_pool2d"}
 
 KINDS = {
@@ -78,7 +80,8 @@ def kind(target: Any) -> str | None:
         if type(target) in POINTWISE_MODULES:
             return "pointwise"
         if type(target) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
-            return "pool" if target.output_size in (1, (1, 1)) else None
+            plain = not getattr(target, "return_indices", False)
+            return "pool" if plain and target.output_size in (1, (1, 1)) else None
         return None
     return KINDS.get(name(target) or "")
 

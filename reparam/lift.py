@@ -15,9 +15,9 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from reparam import known
-from reparam.capture import Capture, hooked
-from reparam.constants import Constants, attribute
-from reparam.effects import fenced, writes
+from reparam.capture import Capture
+from reparam.constants import Constants
+from reparam.effects import fenced, out_of_place
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
 from reparam.graph import Call, ValueGraph
@@ -26,6 +26,7 @@ from reparam.lift_functions import ARGUMENTS, RULES, Lifted, permutation
 from reparam.lift_modules import module_value
 from reparam.meaning import has_meaning, meaning_of
 from reparam.sizes import Size, SymbolTable
+from reparam.tracer import hooked
 from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Value
 
 
@@ -52,8 +53,8 @@ class _Lifter:
     def __init__(self, capture: Capture, learned: Learned, symbols: SymbolTable) -> None:
         self.capture = capture
         self.values = ValueGraph(symbols)
-        self.fence = fenced(capture.graph, capture.root)
-        self.constants = Constants(capture.graph, capture.root, self.fence)
+        self.fence = fenced(capture)
+        self.constants = Constants(capture, self.fence)
         self.learned = learned.facts
         self.premises = learned.premises
         self.lifted: dict[fx.Node, fx.Node] = {}
@@ -94,7 +95,7 @@ class _Lifter:
         """The node of the graph of values; constants are transcribed when first read."""
         if node not in self.lifted:
             if node.op == "get_attr":
-                content = attribute(self.capture.root, str(node.target))
+                content = self.capture.attribute(str(node.target))
                 self._add(node, Constant(content), (), {}, Source(node, ()), str(node.target))
             else:
                 self._opaque(node, None)
@@ -109,6 +110,9 @@ class _Lifter:
             found = None if reason else self._rule(node)
         except Declined as declined:
             found, reason = None, declined.reason
+        except (LookupError, TypeError, ValueError) as error:
+            # A call that is written in a way no rule foresaw is no reason to refuse a model.
+            found, reason = None, f"its arguments are not understood ({error})"
         if found is None:
             self._opaque(node, reason)
             return
@@ -138,12 +142,11 @@ class _Lifter:
     def _opaque(self, node: fx.Node, reason: str | None) -> None:
         """Carry a call through as it is; a write that nobody sees becomes out-of-place."""
         target: Any = node.target
-        module = attribute(self.capture.root, target) if node.op == "call_module" else None
+        module = self.capture.attribute(target) if node.op == "call_module" else None
         pinned = node in self.fence or node in self.premises
         kwargs = dict(node.kwargs)
-        if not pinned and module is None and writes(node, None):
-            kwargs.pop("inplace", None)
-            target = _out_of_place(target)
+        if node not in self.fence:
+            target, kwargs = out_of_place(node)
         value = Opaque(
             module if module is not None else target,
             path=str(node.target) if module is not None else None,
@@ -156,21 +159,19 @@ class _Lifter:
     def _rule(self, node: fx.Node) -> Lifted | None:
         if node.op == "call_module":
             return self._module(node)
-        target = _out_of_place(node.target) if writes(node, None) else node.target
+        target, options = out_of_place(node)
         name = known.name(target)
         if name is None:
             return None
         if known.kind(name) == "reshape":
             return self._reshape(node)
         if name == "permute":
-            layout = permutation(node.target, node.args, self.facts(node.args[0]))
+            layout = permutation(node, self.facts)
             return None if layout is None else (layout, node.args)
         if name not in RULES:
             return None
         names = ARGUMENTS[name]
-        arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        arguments.pop("inplace", None)
-        return RULES[name](self, arguments)
+        return RULES[name](self, dict(zip(names, node.args, strict=False)) | options)
 
     def _reshape(self, node: fx.Node) -> Lifted | None:
         if node.kwargs:
@@ -178,7 +179,7 @@ class _Lifter:
         return Layout(node.target, pure=True, kind="reshape"), node.args
 
     def _module(self, node: fx.Node) -> Lifted | None:
-        module: Any = attribute(self.capture.root, str(node.target))
+        module: Any = self.capture.attribute(str(node.target))
         if hooked(module):
             raise Declined("it has forward hooks")
         if node.kwargs or len(node.args) != 1:
@@ -238,15 +239,6 @@ class _Lifter:
             and keeps_axes(Call(self.lifted[node]))
         ):
             self._learn(node.all_input_nodes[0], n, None, None, exact=True)
-
-
-def _out_of_place(target: Any) -> Any:
-    """The function or method that computes the same without writing."""
-    if isinstance(target, str):
-        return target.removesuffix("_")
-    name = target.__name__
-    plain = name[1:] if getattr(target, "__module__", "") == "_operator" else name.removesuffix("_")
-    return getattr(known.home(target), plain, target)
 
 
 def _path(node: fx.Node) -> str:

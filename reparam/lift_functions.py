@@ -202,8 +202,10 @@ def _select(context: Context, a: dict[str, Any], axis: Any, index: Any) -> Lifte
 
 def _narrow(context: Context, source: fx.Node, index: Any) -> Lifted | None:
     """One piece of a `chunk` or `split` into equal parts of a known size."""
-    x, pieces = source.args[0], source.args[1]
-    axis = source.args[2] if len(source.args) > 2 else source.kwargs.get("dim", 0)
+    named = dict(zip(("input", "pieces", "dim"), source.args, strict=False)) | source.kwargs
+    x = named["input"]
+    pieces = named.get("pieces", named.get("chunks", named.get("split_size_or_sections")))
+    axis = named.get("dim", 0)
     facts = context.facts(x)
     if not isinstance(facts, TensorFacts) or not facts.exact or type(axis) is not int:
         return None
@@ -264,8 +266,12 @@ RULES: dict[str, Rule] = {
 }
 
 
-def permutation(target: Any, args: tuple[Any, ...], facts: Any) -> Layout | None:
+def permutation(node: fx.Node, facts_of: Callable[[Any], Any]) -> Layout | None:
     """The layout of a permute, whose arguments come in two forms."""
+    if node.kwargs or not node.args:
+        return None
+    target: Any = node.target
+    args, facts = node.args, facts_of(node.args[0])
     one = len(args) == 2 and isinstance(args[1], tuple | list)
     axes = tuple(cast("tuple[Any, ...]", args[1])) if one else args[1:]
     if not isinstance(facts, TensorFacts) or not facts.exact or len(axes) != len(facts.axes):

@@ -7,6 +7,7 @@ plain calls. Nothing of the original is shared.
 import copy
 import itertools
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from reparam.algebra import border_bias
 from reparam.capture import Capture, modules_of
-from reparam.constants import attribute
+from reparam.effects import out_of_place
 from reparam.graph import Call, ValueGraph
 from reparam.lift import Source
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
@@ -32,13 +33,13 @@ BATCH_NORMS: tuple[type[nn.Module], ...] = (
 class _Lowerer:
     def __init__(self, values: ValueGraph, capture: Capture) -> None:
         self.values = values
-        self.root = capture.root
+        self.capture = capture
         self.graph = fx.Graph()
         self.attributes: dict[str, Any] = {}
         self.copies: dict[int, Any] = {}
         self.lowered: dict[fx.Node, fx.Node] = {}
         self.sources: dict[fx.Node, fx.Node] = {}
-        self.taken = {path for call in values.calls() if (path := _own_path(call)) is not None}
+        self.taken = {path for call in values.calls() for path in _own_paths(call)}
 
     def run(self) -> fx.GraphModule:
         for node in self.values.graph.nodes:
@@ -47,7 +48,7 @@ class _Lowerer:
             elif not isinstance(Call(node).value, Shape):
                 self._node(node)
         self.graph.lint()
-        module = fx.GraphModule(self.attributes, self.graph, type(self.root).__name__)
+        module = fx.GraphModule(self.attributes, self.graph, type(self.capture.root).__name__)
         self._keep_modes(module)
         return module
 
@@ -107,15 +108,16 @@ class _Lowerer:
         if node.op in ("call_module", "get_attr"):
             self._keep(str(node.target))
         # No name is passed on: fx's own numbering is what a trace of the result would give too.
-        args, kwargs = pytree.tree_map_only(fx.Node, argument, (node.args, node.kwargs))
-        return self.graph.create_node(node.op, node.target, args, kwargs)
+        target, options = out_of_place(node)
+        args, kwargs = pytree.tree_map_only(fx.Node, argument, (node.args, options))
+        return self.graph.create_node(node.op, target, args, kwargs)
 
-    def _keep(self, path: str) -> None:
+    def _keep(self, path: str, as_it_is: bool = False) -> None:
         """Take a copy of the original's attribute at a path; what it shares, the copies share."""
         if path not in self.attributes:
-            content = copy.deepcopy(attribute(self.root, path), self.copies)
-            if isinstance(content, nn.Module):
-                _out_of_place(content)
+            content = copy.deepcopy(self.capture.attribute(path), self.copies)
+            if isinstance(content, nn.Module) and not as_it_is:
+                _write_nothing(content)
             self.attributes[path] = content
 
     def _opaque(self, value: Opaque, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
@@ -123,9 +125,7 @@ class _Lowerer:
             return self.graph.call_method(value.target, args, kwargs)
         if isinstance(value.target, nn.Module):
             assert value.path is not None, "a module has a place in the model"
-            if value.pinned:
-                self.attributes[value.path] = copy.deepcopy(value.target, self.copies)
-            self._keep(value.path)
+            self._keep(value.path, as_it_is=value.pinned)
             return self.graph.call_module(value.path, args, kwargs)
         return self.graph.call_function(value.target, args, kwargs)
 
@@ -146,7 +146,9 @@ class _Lowerer:
         if not symmetric:
             sides = [side for pair in reversed(conv.padding) for side in pair]
             mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            x = self.graph.call_function(nn.functional.pad, (x, sides), {"mode": mode, "value": None})
+            x = self.graph.call_function(
+                nn.functional.pad, (x, sides), {"mode": mode, "value": None}
+            )
         out, inner = conv.out_channels, conv.in_channels
         options: dict[str, Any] = {"bias": bias is not None, "device": "meta"}
         if conv.n == 0:
@@ -227,19 +229,24 @@ def _clash(path: str, other: str) -> bool:
     return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
 
 
-def _own_path(call: Call) -> str | None:
-    """The path of the module or parameter that a call will keep."""
+def _own_paths(call: Call) -> Iterator[str]:
+    """The paths of the module and the tensors that a call will keep."""
     source = call.node.meta.get("source")
-    if isinstance(source, Source):
-        return str(source.node.target) if source.node.op in ("call_module", "get_attr") else None
-    return call.value.path if isinstance(call.value, Opaque) else None
+    if isinstance(call.value, Opaque) and call.value.path is not None:
+        yield call.value.path
+    pending = [source.node] if isinstance(source, Source) else []
+    while pending:
+        node = pending.pop()
+        if node.op in ("call_module", "get_attr"):
+            yield str(node.target)
+        pending.extend(n for n in node.all_input_nodes if n not in source.inputs)
 
 
 def _parameter(content: Tensor, dtype: torch.dtype | None) -> nn.Parameter:
     return nn.Parameter(content.detach().to(dtype or content.dtype).clone())
 
 
-def _out_of_place(module: nn.Module) -> None:
+def _write_nothing(module: nn.Module) -> None:
     """Whoever writes in place is fenced; the others write to memory of their own."""
     if getattr(module, "inplace", False):
         module.inplace = False  # type: ignore[assignment]

@@ -17,7 +17,7 @@ from reparam.cost import Cost, conv_madds, cost
 from reparam.errors import Declined, require
 from reparam.graph import Apply, Call, Expression
 from reparam.rewrite import Replace
-from reparam.terms import Group, Term, composed, grouped, merged, scaled
+from reparam.terms import Group, Term, composed, grouped, merged, operand
 from reparam.values import BatchNorm, Conv, Sum
 
 LONGEST = 64
@@ -162,6 +162,10 @@ def _candidates(
 def _same_kind(root: Call, call: Call) -> None:
     """Refuse to mix dtypes, which rounds differently from the original, and devices."""
     dtypes = {c.shape.dtype for c in (root, call, *call.inputs) if c.shape is not None}
+    if isinstance(call.value, Sum):  # of integers too, which no convolution would tell
+        dtypes |= {c.shape.dtype if c.shape else None for c in (call, *call.inputs)}
+        floating = all(dtype is not None and dtype.is_floating_point for dtype in dtypes)
+        require(floating, "the operands are not known to be floating-point")
     require(len(dtypes - {None}) <= 1, "the dtypes differ")
     devices = {t.device for c in (root, call) for t in c.value.tensors()}
     require(len(devices) <= 1, "the devices differ")
@@ -176,8 +180,8 @@ def _expanded(call: Call, terms: tuple[Term, ...], limit: float | None) -> list[
     if isinstance(value, Sum):
         if len(value.coefficients) > 1:
             _require_one_shape(call)
-        pairs = list(zip(value.coefficients, call.inputs, strict=True))
-        return [(x, replace(t, map=scaled(t.map, c))) for t in terms for c, x in pairs]
+        operands = list(enumerate(zip(value.coefficients, call.inputs, strict=True)))
+        return [(x, replace(t, map=operand(t.map, c, i))) for t in terms for i, (c, x) in operands]
     if isinstance(value, BatchNorm):
         inner = batch_norm_affine(value)
     else:

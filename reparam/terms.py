@@ -1,12 +1,12 @@
 """Maps of one tensor, as they meet in a region: which of them become one, and what that costs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reparam.algebra import add, added_shape, identity_like, numberless, scale_output
 from reparam.composition import compose
 from reparam.cost import conv_madds, summed_madds
-from reparam.errors import Declined
+from reparam.errors import Declined, require
 from reparam.values import Conv, Sum
 
 
@@ -109,11 +109,23 @@ def merged(group: Group) -> Term:
     return Term(total, group.convolutions, group.skips)
 
 
-def scaled(map_: Conv | Sum, coefficient: float) -> Conv | Sum:
-    """A multiple of a map."""
+def operand(map_: Conv | Sum, coefficient: float, index: int) -> Conv | Sum:
+    """A map of a weighted sum as a map of one of its operands.
+
+    The bias and the border of the whole stay with the first.
+
+    Raises:
+        Declined: if the border can't be moved.
+    """
     if isinstance(map_, Sum):
         return Sum((map_.coefficients[0] * coefficient,))
-    return map_ if coefficient == 1 else scale_output(coefficient, map_)
+    if index > 0:
+        return replace(map_, weight=map_.weight * coefficient, bias=None, border=None)
+    border = map_.border
+    if border is not None:
+        require(coefficient != 0, "a border can't pass a factor of 0")
+        border = border / coefficient
+    return replace(map_, weight=map_.weight * coefficient, border=border)
 
 
 def composed(outer: Conv | Sum, inner: Conv) -> Conv:

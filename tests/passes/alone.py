@@ -25,29 +25,34 @@ class Net(nn.Module):
         return self.function(self, x)
 
 
-def alone(rule: Rewrite, model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, reparam.Report]:
+def alone(
+    rule: Rewrite, model: nn.Module, x: Tensor, *, given: bool = False
+) -> tuple[fx.GraphModule, reparam.Report]:
     """Compile with one pass alone, in float64.
 
-    The result computes the same, on images too small for an interior as well, the pass is the only
-    one that said anything, and a second run changes nothing.
+    The result computes the same, no other pass has done anything, and a second run changes nothing.
+    With `given`, x is an example input; without, the pass has to do without any.
     """
     model = randomised(model, x).double()
-    fused = reparam.compile(model, passes=(rule,))
+    example = x.double() if given else None
+    fused = reparam.compile(model, example, passes=(rule,))
     with torch.no_grad():
         assert relative_difference(model(x.double()), fused(x.double())) <= EXACT
     report = reparam.report(fused)
     assert {remark.rule for remark in report.applied} <= {rule.name}
     assert report.verification.checked == len(report.applied)
-    again = reparam.compile(fused, passes=(rule,))
+    again = reparam.compile(fused, example, passes=(rule,))
     assert reparam.report(again).applied == ()
     assert again.code == fused.code
     assert same_state(again.state_dict(), fused.state_dict())
     return fused, report
 
 
-def fires(rule: Rewrite, model: nn.Module, x: Tensor, times: int = 1) -> fx.GraphModule:
+def fires(
+    rule: Rewrite, model: nn.Module, x: Tensor, times: int = 1, *, given: bool = False
+) -> fx.GraphModule:
     """Assert how often a pass rewrites a model; return what it leaves."""
-    fused, report = alone(rule, model, x)
+    fused, report = alone(rule, model, x, given=given)
     assert len(report.applied) == times, report
     return fused
 

@@ -17,14 +17,24 @@ def test_convolution(data: st.DataObject, n: int) -> None:
     conv = data.draw(convolutions(n))
     norm = data.draw(batch_norms(conv.out_channels, n))
     x = torch.randn(2, conv.in_channels, *SIZE[n])
-    fused = fires(fold_batchnorm, nn.Sequential(conv, norm), x)
+    # Two axes could be a batch of vectors or one sequence: a BatchNorm1d needs to be told.
+    fused = fires(fold_batchnorm, nn.Sequential(conv, norm), x, given=n == 1)
     assert not [name for name in operators(fused) if "BatchNorm" in name]
 
 
 def test_linear() -> None:
-    x = torch.randn(6, 5)
-    fused = fires(fold_batchnorm, nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), x)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    fused = fires(fold_batchnorm, model, torch.randn(6, 5), given=True)
     assert operators(fused) == {"Linear": 1}
+
+
+def test_batch_norm_over_tokens() -> None:
+    """On (N, L, C) a BatchNorm1d normalises L, which no row of the linear layer knows of."""
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    fires(fold_batchnorm, model, torch.randn(6, 4, 5), times=0, given=True)
+    assert reasons(fold_batchnorm, model, torch.randn(6, 5)) == [
+        "whether its input has spatial axes is not known; pass example_inputs"
+    ]
 
 
 def test_chain() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import passes
 import reparam
 from fastvit_models.fastvit import FastViTConfig, create_fastvit
-from reparam import export
+from reparam import export_graph
 from reparam.errors import ExportError, TrainingModeError, VerificationError
 from reparam.export import OnnxExport, export_onnx
 from reparam.verify import compare_outputs, float64_outputs
@@ -289,7 +289,7 @@ def test_weights_above_the_limit_get_a_file_of_their_own(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = fused_residual()
-    monkeypatch.setattr(export, "LARGEST_FILE", 100)
+    monkeypatch.setattr(export_graph, "LARGEST_FILE", 100)
     data = target.with_name("model.onnx.data")
     large = nn.Linear(300, 40).eval()
     found = export_onnx(large, target, torch.randn(2, 300))
@@ -331,7 +331,7 @@ def test_wrong_translation_leaves_no_file(
     translate = torch.onnx.export
 
     def corrupted(*args: Any, **kwargs: Any) -> Any:
-        program = translate(*args, **kwargs)
+        program: Any = translate(*args, **kwargs)
         weights = next(iter(program.model.graph.initializers.values()))
         assert weights.const_value is not None
         wrong = weights.const_value.numpy() * np.float32(1 + 3e-5)

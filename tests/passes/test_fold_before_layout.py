@@ -1,0 +1,107 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from passes import fold_before_layout
+from tests.fused import operators
+from tests.passes.alone import Net, fires, reasons
+
+IMAGES = torch.randn(2, 6, 4, 5, generator=torch.Generator().manual_seed(0))
+
+
+def tokens(y: Tensor) -> Tensor:
+    """(N, C, H, W) → (N, H·W, C)."""
+    return y.flatten(2).transpose(1, 2)
+
+
+@settings(max_examples=20)
+@given(
+    affine=st.booleans(),
+    bias=st.booleans(),
+    layout=st.sampled_from(
+        [
+            tokens,
+            lambda y: y.permute(0, 2, 3, 1),
+            lambda y: y.reshape(y.shape[0], 6, -1).transpose(-1, -2),
+            lambda y: y.transpose(1, 3).reshape(y.shape[0], -1, 6),
+        ]
+    ),
+)
+def test_batch_norm(affine: bool, bias: bool, layout: object) -> None:
+    model = Net(
+        lambda m, x: m.linear(layout(m.norm(x))),
+        norm=nn.BatchNorm2d(6, affine=affine),
+        linear=nn.Linear(6, 5, bias=bias),
+    )
+    fused = fires(fold_before_layout, model, IMAGES)
+    assert operators(fused)["Linear"] == 1
+    assert not operators(fused)["BatchNorm2d"]
+
+
+def test_scale() -> None:
+    """Of a convolution's output, so that its axes are known."""
+    model = Net(
+        lambda m, x: m.linear(tokens(m.scale * m.conv(x).relu())),
+        conv=nn.Conv2d(6, 6, 1),
+        scale=torch.ones(6, 1, 1),
+        norm=nn.BatchNorm2d(6),
+        linear=nn.Linear(6, 5),
+    )
+    fused = fires(fold_before_layout, model, IMAGES, given=True)
+    assert not operators(fused)["mul"]
+
+
+def test_tensor_in_between_that_something_else_reads() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        y = m.norm(x)
+        return m.linear(tokens(y)) + tokens(y).relu()
+
+    model = Net(forward, norm=nn.BatchNorm2d(6), linear=nn.Linear(6, 6))
+    assert reasons(fold_before_layout, model, IMAGES) == [
+        "something else reads a tensor in between"
+    ]
+
+
+def test_linear_layer_over_another_axis() -> None:
+    """The tokens are mixed, not the channels."""
+    model = Net(
+        lambda m, x: m.linear(m.norm(x).flatten(2)),
+        norm=nn.BatchNorm2d(6),
+        linear=nn.Linear(20, 5),
+    )
+    assert reasons(fold_before_layout, model, IMAGES) == [
+        "its channels are not the channels of the scale"
+    ]
+
+
+def test_part_of_the_channels() -> None:
+    """A linear layer over a piece of them has rows for that piece alone."""
+    model = Net(
+        lambda m, x: m.linear(tokens(m.norm(x)).chunk(2, dim=-1)[1]),
+        norm=nn.BatchNorm2d(6),
+        linear=nn.Linear(3, 5),
+    )
+    assert reasons(fold_before_layout, model, IMAGES) == [
+        "its channels are not the channels of the scale"
+    ]
+
+
+def test_input_of_unknown_shape() -> None:
+    """Nothing tells how many axes a BatchNorm1d sees."""
+    model = Net(
+        lambda m, x: m.linear(m.norm(x.cumsum(0)).transpose(-1, -2)),
+        norm=nn.BatchNorm1d(6),
+        linear=nn.Linear(6, 5),
+    )
+    found = reasons(fold_before_layout, model, torch.randn(2, 6, 4))
+    assert found == ["whether its input has spatial axes is not known; pass example_inputs"]
+
+
+def test_activation_in_between() -> None:
+    model = Net(
+        lambda m, x: m.linear(tokens(m.norm(x).relu())),
+        norm=nn.BatchNorm2d(6),
+        linear=nn.Linear(6, 5),
+    )
+    fires(fold_before_layout, model, IMAGES, times=0)
