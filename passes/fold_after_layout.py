@@ -44,9 +44,11 @@ def fold_after_layout(call: Call) -> Replace | None:
     if not chain or not isinstance(linear, Conv) or linear.affine:
         return None
     shape = source.shape
-    require(shape is not None, "the shape of the layer's output is not known", source.name)
+    known = shape is not None and call.shape is not None
+    require(known, "the shape of the layer's output is not known", source.name)
     assert shape is not None
-    same = call.shape is not None and shape.dtype is not None and shape.dtype == call.shape.dtype
+    assert call.shape is not None
+    same = shape.dtype is not None and shape.dtype == call.shape.dtype
     require(same, "the dtypes differ")
     start = track = Track.start(shape, linear.n)
     rebuilt: dict[Call, Track] = {source: start}

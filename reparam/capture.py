@@ -37,6 +37,13 @@ class Capture:
         owner, _, name = path.rpartition(".")
         return getattr(self.root.get_submodule(owner), name)
 
+    def owner(self, path: str) -> nn.Module | None:
+        """The module at a path, if the model has one there."""
+        try:
+            return self.root.get_submodule(path)
+        except AttributeError:
+            return None
+
 
 def keep_hooks(model: Any, fused: Any) -> None:
     """Give a compiled model the hooks of the model itself; those of its parts stay in place."""

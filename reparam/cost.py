@@ -35,7 +35,9 @@ def cost(value: Value, channels: int, pixels: float = 1) -> Cost:
     """
     match value:
         case Conv():
-            operations = 1 + (value.border is not None)
+            # A scale and a shift per channel run as a product and a sum.
+            two = value.affine and value.bias is not None
+            operations = 1 + two + (value.border is not None)
             madds = conv_madds(value) + (value.in_channels if value.border is not None else 0)
             return Cost(operations, madds * pixels)
         case BatchNorm():

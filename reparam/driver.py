@@ -10,7 +10,7 @@ import torch
 from reparam.check import check
 from reparam.cost import Cost, cost
 from reparam.errors import Declined, require
-from reparam.graph import Apply, Call, Expression, ValueGraph, leaves
+from reparam.graph import Apply, Call, Expression, Traits, ValueGraph, leaves
 from reparam.report import Remark
 from reparam.rewrite import Replace, Rewrite
 from reparam.values import BatchNorm, Conv, Value
@@ -116,11 +116,15 @@ class Driver:
         error = self._checked(rewrite, parts, dead)
         name = _name(call, dead)
         message = _effect(call, name, dead)
+        kept = Traits()
+        for gone in dead:
+            kept |= gone.node.meta.get("traits", Traits())
         around = {reader for c in dead for source in c.inputs for reader in source.readers}
         made = self.values.replace(rewrite)
         for fresh in made:
             if fresh.value.tensors():
                 fresh.node.meta["path"] = name
+            fresh.node.meta["traits"] = kept
         for gone in dead:
             for other in self.passes:
                 self._missed.pop((gone, other.name), None)

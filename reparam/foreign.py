@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from reparam.capture import Capture, capture
+from reparam.capture import Capture, capture, modules_of
 from reparam.errors import Declined, require
 from reparam.graph import Call, ValueGraph
 from reparam.lift import lift_graph
@@ -59,9 +59,9 @@ def run_foreign(
 
 def _keep_modes(before: fx.GraphModule, after: fx.GraphModule) -> None:
     """Evaluation mode, but for what was in training mode by itself."""
-    training = {path for path, module in before.named_modules() if module.training}
+    training = {path for path, module in modules_of(before) if module.training}
     after.eval()
-    for path, module in after.named_modules():
+    for path, module in modules_of(after):
         module.training = path in training
 
 
@@ -76,11 +76,11 @@ def _difference(
     args, kwargs = split_inputs(_drawn(values) if example_inputs is None else example_inputs)
     wide: Any = pytree.tree_map_only(Tensor, _wide, (args, kwargs))
     with torch.no_grad():
-        old, new = (
-            pytree.tree_leaves(copy.deepcopy(module).double()(*copy.deepcopy(wide[0]), **wide[1]))
+        (old, form), (new, other) = (
+            pytree.tree_flatten(copy.deepcopy(module).double()(*copy.deepcopy(wide[0]), **wide[1]))
             for module in (before, after)
         )
-    require(len(old) == len(new), "it returns another number of outputs")
+    require(form == other, "its outputs have another structure")
     worst = max(
         (relative_difference(a, b) for a, b in zip(old, new, strict=True) if isinstance(a, Tensor)),
         default=0.0,

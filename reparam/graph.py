@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from reparam.errors import require
@@ -215,6 +216,36 @@ def _nodes(argument: Any) -> Iterator[fx.Node]:
             yield from _nodes(part)
     elif isinstance(argument, dict):
         yield from _nodes(tuple(cast("dict[str, Any]", argument).values()))
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What weights keep through a rewrite.
+
+    Attributes:
+        trainable: whether any of them requires a gradient.
+        channels_last: whether those of images are laid out so.
+    """
+
+    trainable: bool = False
+    channels_last: bool = False
+
+    def __or__(self, other: "Traits") -> "Traits":
+        """Of both together."""
+        return Traits(self.trainable or other.trainable, self.channels_last or other.channels_last)
+
+
+def traits(tensors: Iterable[Any]) -> Traits:
+    """The traits of some weights; what is no tensor has none."""
+    weights = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    images = [weight for weight in weights if weight.ndim == 4]  # (out, in/groups, *kernel)
+    return Traits(
+        any(weight.requires_grad for weight in weights),
+        any(
+            weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+            for weight in images
+        ),
+    )
 
 
 def removable(call: Call) -> bool:

@@ -20,7 +20,7 @@ from reparam.constants import Constants
 from reparam.effects import fenced, out_of_place
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
-from reparam.graph import Call, ValueGraph
+from reparam.graph import Call, ValueGraph, traits
 from reparam.learned import Learned, given_facts, keeps_axes, refined
 from reparam.lift_functions import ARGUMENTS, RULES, Lifted, permutation
 from reparam.lift_modules import module_value
@@ -137,7 +137,14 @@ class _Lifter:
         call.node.meta["path"] = path or _path(node)
         call.node.meta["source"] = source
         call.node.meta["module"] = node.op == "call_module"
+        call.node.meta["traits"] = traits(self._tensors(node))
         self.lifted[node] = call.node
+
+    def _tensors(self, node: fx.Node) -> list[Any]:
+        """The parameters and buffers that a call reads."""
+        if node.op == "call_module":
+            return [*self.capture.attribute(str(node.target)).parameters()]
+        return [self.constant(source) for source in (node, *node.all_input_nodes)]
 
     def _opaque(self, node: fx.Node, reason: str | None) -> None:
         """Carry a call through as it is; a write that nobody sees becomes out-of-place."""
@@ -225,20 +232,20 @@ class _Lifter:
         """Note that a tensor has channels before n spatial axes; if `exact`, one axis more."""
         fresh = self.values.symbols.fresh
         have = self.learned.get(node) or self.facts(node)
-        if have is None:
+        while isinstance(have, TensorFacts) and node not in self.learned:
+            # It follows from what came before: if the axes are the same there, learn it there.
+            if not exact or have.exact or not keeps_axes(Call(self.lifted[node])):
+                return
+            node = node.all_input_nodes[0]
+            have = self.learned.get(node) or self.facts(node)
+            channels, dtype = None, None
+        if isinstance(have, TensorFacts):
+            self.learned[node] = refined(have, n, channels, dtype, exact, fresh)
+        elif have is None:
             width = fresh() if channels is None else Size(channels)
             axes = (width, *(fresh() for _ in range(n)))
             self.learned[node] = TensorFacts((fresh(), *axes) if exact else axes, exact, dtype)
             self.lifted[node].meta["facts"] = self.learned[node]
-        elif isinstance(have, TensorFacts) and node in self.learned:
-            self.learned[node] = refined(have, n, channels, dtype, exact, fresh)
-        elif (
-            exact
-            and isinstance(have, TensorFacts)
-            and not have.exact
-            and keeps_axes(Call(self.lifted[node]))
-        ):
-            self._learn(node.all_input_nodes[0], n, None, None, exact=True)
 
 
 def _path(node: fx.Node) -> str:

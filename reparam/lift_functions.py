@@ -193,7 +193,7 @@ def _select(context: Context, a: dict[str, Any], axis: Any, index: Any) -> Lifte
     if not isinstance(index, int) or not isinstance(axis, int) or rank == 0:
         return None
     axis = axis % rank
-    size: Size = facts.axes[axis]
+    size = cast("Size", facts.axes[axis])
     if index < 0 or (size.known and index >= size.factor):
         return None
     position = (axis - rank, index)
@@ -279,5 +279,5 @@ def permutation(node: fx.Node, facts_of: Callable[[Any], Any]) -> Layout | None:
     if not all(type(axis) is int for axis in axes):
         return None
     rank = len(axes)
-    order = tuple(axis % rank - rank for axis in axes)
+    order = tuple(cast("int", axis) % rank - rank for axis in axes)
     return Layout(target, pure=True, kind="permute", axes=order)

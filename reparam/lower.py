@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from reparam.algebra import border_bias
 from reparam.capture import Capture, modules_of
 from reparam.effects import out_of_place
-from reparam.graph import Call, ValueGraph
+from reparam.graph import Call, Traits, ValueGraph
 from reparam.lift import Source
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
 
@@ -50,7 +50,18 @@ class _Lowerer:
         self.graph.lint()
         module = fx.GraphModule(self.attributes, self.graph, type(self.capture.root).__name__)
         self._keep_modes(module)
+        self._keep_transience(module)
         return module
+
+    def _keep_transience(self, module: fx.GraphModule) -> None:
+        """Buffers that were not part of the state_dict do not become so."""
+        for path, content in self.attributes.items():
+            owner, _, name = path.rpartition(".")
+            if isinstance(content, Tensor) and not isinstance(content, nn.Parameter):
+                origin: Any = self.capture.owner(owner)
+                if name in getattr(origin, "_non_persistent_buffers_set", ()):
+                    home: Any = module.get_submodule(owner)
+                    home._non_persistent_buffers_set.add(name)
 
     def _node(self, node: fx.Node) -> fx.Node:
         """The node that another has become. Sizes are read where they are used, as a trace does."""
@@ -133,7 +144,7 @@ class _Lowerer:
         dtype = call.shape.dtype if call.shape else None
         name = self._fresh(call.name)
         if conv.affine:
-            return self._affine(name, conv, x, dtype)
+            return self._affine(name, conv, x, call)
         bias = conv.bias
         if conv.border is not None:
             # Padded with zeros, after the constant was taken off; the bias makes up for it.
@@ -160,20 +171,21 @@ class _Lowerer:
                 inner, out, conv.kernel, conv.stride, padding, conv.dilation, conv.groups,
                 padding_mode=mode, **options,
             )  # fmt: skip
-        module.weight = _parameter(conv.weight, dtype)
+        module.weight = _parameter(conv.weight, dtype, call)
         if bias is not None:
-            module.bias = _parameter(bias, dtype)
+            module.bias = _parameter(bias, dtype, call)
         self.attributes[name] = module
         return self.graph.call_module(name, (x,))
 
-    def _affine(self, name: str, conv: Conv, x: fx.Node, dtype: torch.dtype | None) -> fx.Node:
+    def _affine(self, name: str, conv: Conv, x: fx.Node, call: Call) -> fx.Node:
         """A scale and shift per channel, as a product and a sum."""
+        dtype = call.shape.dtype if call.shape else None
         spread = (-1, *(1,) * conv.n)
-        self.attributes[f"{name}.scale"] = _parameter(conv.weight.reshape(spread), dtype)
+        self.attributes[f"{name}.scale"] = _parameter(conv.weight.reshape(spread), dtype, call)
         y = self.graph.call_function(operator.mul, (x, self.graph.get_attr(f"{name}.scale")))
         if conv.bias is None:
             return y
-        self.attributes[f"{name}.shift"] = _parameter(conv.bias.reshape(spread), dtype)
+        self.attributes[f"{name}.shift"] = _parameter(conv.bias.reshape(spread), dtype, call)
         return self.graph.call_function(operator.add, (y, self.graph.get_attr(f"{name}.shift")))
 
     def _batch_norm(self, call: Call, norm: BatchNorm, x: fx.Node) -> fx.Node:
@@ -231,10 +243,12 @@ def _clash(path: str, other: str) -> bool:
 
 def _own_paths(call: Call) -> Iterator[str]:
     """The paths of the module and the tensors that a call will keep."""
-    source = call.node.meta.get("source")
     if isinstance(call.value, Opaque) and call.value.path is not None:
         yield call.value.path
-    pending = [source.node] if isinstance(source, Source) else []
+    source: Source | None = call.node.meta.get("source")
+    if source is None:
+        return
+    pending = [source.node]
     while pending:
         node = pending.pop()
         if node.op in ("call_module", "get_attr"):
@@ -242,8 +256,14 @@ def _own_paths(call: Call) -> Iterator[str]:
         pending.extend(n for n in node.all_input_nodes if n not in source.inputs)
 
 
-def _parameter(content: Tensor, dtype: torch.dtype | None) -> nn.Parameter:
-    return nn.Parameter(content.detach().to(dtype or content.dtype).clone())
+def _parameter(content: Tensor, dtype: torch.dtype | None, call: Call) -> nn.Parameter:
+    """A parameter of a new module, with the traits of those that it was folded from."""
+    kept: Traits = call.node.meta.get("traits", Traits())
+    layout = torch.contiguous_format
+    if kept.channels_last and content.ndim == 4:
+        layout = torch.channels_last
+    copied = content.detach().to(dtype or content.dtype).clone(memory_format=layout)
+    return nn.Parameter(copied, requires_grad=kept.trainable)
 
 
 def _write_nothing(module: nn.Module) -> None:

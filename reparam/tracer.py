@@ -107,8 +107,9 @@ class Tracer(fx.Tracer):
             with _NoRandomness():
                 graph = super().trace(root, concrete_args)
         finally:
-            for name in [name for name in vars(root) if name.startswith("_tensor_constant")]:
-                self.tensors[name] = vars(root).pop(name)
+            attributes = vars(cast("nn.Module", root))
+            for name in [name for name in attributes if name.startswith("_tensor_constant")]:
+                self.tensors[name] = attributes.pop(name)
             changed = before.restore()
         if changed:
             raise TraceError(f"it changes its attribute {changed!r}")
@@ -156,7 +157,7 @@ class Tracer(fx.Tracer):
             if not reason:
                 return result
             reason = f"its forward changes its attribute {reason!r}"
-        except Exception as error:  # noqa: BLE001 - whatever stops it, the module stays whole
+        except Exception as error:  # whatever stops it, the module stays whole
             before.restore()
             reason = str(error).strip().split("\n")[0]
         self._forget_after(last)
@@ -208,9 +209,7 @@ class _State:
             if list(_items(container)) != list(_items(content)):
                 changed += [n for n, value in self.attributes.items() if value is container]
                 container.clear()
-                container.update(content) if isinstance(container, dict | set) else (
-                    container.extend(content)
-                )
+                getattr(container, "extend" if type(container) is list else "update")(content)
         for name in changed:
             if name in self.attributes:
                 now[name] = self.attributes[name]

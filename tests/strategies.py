@@ -291,7 +291,8 @@ def modules(draw: st.DrawFn, dtype: torch.dtype = torch.float64) -> nn.Module:
     network = Network(parts, outputs).to(dtype)
     for index, layer in enumerate(network.layers):
         if isinstance(layer, nn.BatchNorm2d):  # one that only F.batch_norm reads is not calibrated
-            assert layer.running_mean is not None and layer.running_var is not None
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
             layer.running_mean.copy_(drawn(seed + index, WIDTH))
             layer.running_var.copy_(drawn(seed - index, WIDTH).abs() + 0.5)
     return randomised(network, images(seed, dtype), seed=seed)

@@ -88,8 +88,10 @@ def test_proven_assertion() -> None:
         torch._assert(y.shape[1] == 4, "four channels")
         return y
 
+    # An image without a batch axis would have its height there: the number of axes has to be known.
     model = Net(forward, conv=nn.Conv2d(3, 4, 3))
-    assert operators(fires(drop_noops, model, IMAGES)) == {"Conv2d": 1}
+    assert operators(fires(drop_noops, model, IMAGES, given=True)) == {"Conv2d": 1}
+    fires(drop_noops, Net(forward, conv=nn.Conv2d(3, 4, 3)), IMAGES, times=0)
 
 
 def test_assertion_that_facts_rest_on() -> None:

@@ -28,7 +28,8 @@ def test_scaled_piece(bias: bool, factor: float, which: int) -> None:
     """One of q, k and v."""
 
     def forward(m: Net, x: Tensor) -> Tensor:
-        pieces = [heads(piece) for piece in m.linear(x).chunk(3, dim=-1)]
+        q, k, v = m.linear(x).chunk(3, dim=-1)
+        pieces = [heads(q), heads(k), heads(v)]
         pieces[which] = pieces[which] * factor
         return torch.stack(pieces)
 
@@ -123,9 +124,10 @@ def test_same_rows_through_another_piece() -> None:
 
 def test_scale_along_the_tokens() -> None:
     model = Net(
-        lambda m, x: m.scale * m.linear(x).transpose(1, 2),
+        lambda m, x: m.scale * m.linear(m.tokens(x.transpose(1, 2)).transpose(1, 2)).transpose(1, 2),
+        tokens=nn.Linear(5, 4),  # so that their number is known
         linear=nn.Linear(8, 6),
-        scale=torch.ones(5),
+        scale=torch.ones(4),
     )
     _, report = alone(fold_after_layout, model, TOKENS, given=True)
     assert [r.message for r in report.missed] == ["its channels are not the rows of the layer"]
@@ -133,9 +135,7 @@ def test_scale_along_the_tokens() -> None:
 
 def test_layer_of_unknown_shape() -> None:
     """How many axes the tokens have is not known without example inputs."""
-    model = Net(
-        lambda m, x: m.linear(x.cumsum(0)).transpose(-1, -2) * 0.5, linear=nn.Linear(8, 6)
-    )
+    model = Net(lambda m, x: m.linear(x).flatten(1) * 0.5, linear=nn.Linear(8, 6))
     assert reasons(fold_after_layout, model, TOKENS) == [
-        "the number of axes of its input is not known"
+        "the shape of the layer's output is not known"
     ]

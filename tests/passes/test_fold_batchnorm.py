@@ -32,6 +32,7 @@ def test_batch_norm_over_tokens() -> None:
     """On (N, L, C) a BatchNorm1d normalises L, which no row of the linear layer knows of."""
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
     fires(fold_batchnorm, model, torch.randn(6, 4, 5), times=0, given=True)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
     assert reasons(fold_batchnorm, model, torch.randn(6, 5)) == [
         "whether its input has spatial axes is not known; pass example_inputs"
     ]

@@ -30,7 +30,8 @@ def tokens(y: Tensor) -> Tensor:
 )
 def test_batch_norm(affine: bool, bias: bool, layout: object) -> None:
     model = Net(
-        lambda m, x: m.linear(layout(m.norm(x))),
+        lambda m, x: m.linear(layout(m.norm(m.conv(x)))),
+        conv=nn.Conv2d(6, 6, 1),  # which tells the dtype
         norm=nn.BatchNorm2d(6, affine=affine),
         linear=nn.Linear(6, 5, bias=bias),
     )
@@ -66,7 +67,8 @@ def test_tensor_in_between_that_something_else_reads() -> None:
 def test_linear_layer_over_another_axis() -> None:
     """The tokens are mixed, not the channels."""
     model = Net(
-        lambda m, x: m.linear(m.norm(x).flatten(2)),
+        lambda m, x: m.linear(m.norm(m.conv(x)).flatten(2)),
+        conv=nn.Conv2d(6, 6, 1),
         norm=nn.BatchNorm2d(6),
         linear=nn.Linear(20, 5),
     )
@@ -78,7 +80,8 @@ def test_linear_layer_over_another_axis() -> None:
 def test_part_of_the_channels() -> None:
     """A linear layer over a piece of them has rows for that piece alone."""
     model = Net(
-        lambda m, x: m.linear(tokens(m.norm(x)).chunk(2, dim=-1)[1]),
+        lambda m, x: m.linear(tokens(m.norm(m.conv(x))).chunk(2, dim=-1)[1]),
+        conv=nn.Conv2d(6, 6, 1),
         norm=nn.BatchNorm2d(6),
         linear=nn.Linear(3, 5),
     )
@@ -90,12 +93,18 @@ def test_part_of_the_channels() -> None:
 def test_input_of_unknown_shape() -> None:
     """Nothing tells how many axes a BatchNorm1d sees."""
     model = Net(
-        lambda m, x: m.linear(m.norm(x.cumsum(0)).transpose(-1, -2)),
-        norm=nn.BatchNorm1d(6),
-        linear=nn.Linear(6, 5),
+        lambda m, x: m.linear(m.norm(x).flatten(1)), norm=nn.BatchNorm1d(6), linear=nn.Linear(6, 5)
     )
-    found = reasons(fold_before_layout, model, torch.randn(2, 6, 4))
+    found = reasons(fold_before_layout, model, torch.randn(2, 6, 1))
     assert found == ["whether its input has spatial axes is not known; pass example_inputs"]
+
+
+def test_input_of_unknown_dtype() -> None:
+    """A batch norm takes images of several."""
+    model = Net(
+        lambda m, x: m.linear(tokens(m.norm(x))), norm=nn.BatchNorm2d(6), linear=nn.Linear(6, 5)
+    )
+    assert reasons(fold_before_layout, model, IMAGES) == ["the dtypes differ"]
 
 
 def test_activation_in_between() -> None:

@@ -25,9 +25,9 @@ def test_in_steps() -> None:
 
 def test_computed_in_float64_and_rounded_once() -> None:
     table = torch.randn(3, 4, 4) * 3
-    model = Net(lambda m, x: x + torch.exp(torch.tanh(m.table)), table=table).eval()
+    model = Net(lambda m, x: x + torch.exp(m.table), table=table).eval()
     fused = reparam.compile(model, passes=(fold_constants,))
-    once = torch.exp(torch.tanh(table.double())).float()
+    once = torch.exp(table.double()).float()
     assert torch.equal(fused(torch.zeros(1, 3, 4, 4))[0], once)
 
 

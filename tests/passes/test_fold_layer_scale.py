@@ -60,7 +60,8 @@ def test_two_scales() -> None:
         a=torch.ones(4, 1, 1),
         b=torch.ones(1, 4, 1, 1),
     )
-    fused, _ = alone(fold_layer_scale, model, IMAGES)
+    # The second has four axes: of an image without a batch it would make a batch of one.
+    fused, _ = alone(fold_layer_scale, model, IMAGES, given=True)
     assert operators(fused) == {"Conv2d": 1}
 
 

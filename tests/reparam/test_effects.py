@@ -33,7 +33,8 @@ class Net(nn.Module):
         self.branching = Branching()
         self.register_buffer("count", torch.ones(()))
         self.register_buffer("table", torch.ones(4, 1, 1))
-        assert self.norm.running_mean is not None and self.norm.running_var is not None
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
         self.norm.running_mean.copy_(drawn(1, 4))
         self.norm.running_var.copy_(drawn(2, 4).abs() + 0.5)
         self.norm.weight.data.copy_(drawn(3, 4))
