@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from reparam import known
 from reparam.capture import Capture
+from reparam.meaning import has_meaning
 from reparam.values import CONVOLUTIONS
 
 FRESH_MODULES = (
@@ -100,6 +101,8 @@ def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
     ]
     if node.op == "call_module":
         module = capture.attribute(str(node.target))
+        if has_meaning(module):
+            return []
         if str(node.target) in capture.untraced or not type(module).__module__.startswith("torch."):
             return sources
         return sources[:1] if getattr(module, "inplace", False) else []

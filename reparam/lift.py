@@ -23,7 +23,7 @@ from reparam.facts import TensorFacts
 from reparam.graph import Call, ValueGraph, traits
 from reparam.learned import Learned, given_facts, keeps_axes, refined
 from reparam.lift_functions import ARGUMENTS, RULES, Lifted, permutation
-from reparam.lift_modules import module_value
+from reparam.lift_modules import CONVS, module_value
 from reparam.meaning import has_meaning, meaning_of
 from reparam.sizes import Size, SymbolTable
 from reparam.tracer import hooked
@@ -118,7 +118,7 @@ class _Lifter:
             return
         value, args = found
         inputs = tuple(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, fx.Node))
-        self._demand(value, args)
+        self._demand(node, value, args)
         source = None if isinstance(value, Layout) else Source(node, inputs)
         self._add(node, value, self._mapped(args), {}, source)
 
@@ -215,16 +215,23 @@ class _Lifter:
                 if before.get(learned) != facts:
                     self.premises[node] = learned
 
-    def _demand(self, value: Value, args: tuple[Any, ...]) -> None:
+    def _demand(self, node: fx.Node, value: Value, args: tuple[Any, ...]) -> None:
         """Note what a value needs of its input, where the input itself is not known.
 
         A batch norm over images, for one, takes tensors of four axes only: so much is then known
         of whatever led there by steps that keep the axes.
         """
-        if isinstance(value, Conv) and not value.affine:
+        if isinstance(value, Conv) and (not value.affine or self._convolves(node)):
             self._learn(args[0], value.n, value.in_channels, value.weight.dtype, exact=False)
         elif isinstance(value, BatchNorm) and value.n is not None:
             self._learn(args[0], value.n, value.mean.numel(), None, exact=True)
+
+    def _convolves(self, node: fx.Node) -> bool:
+        """Whether torch runs it as a convolution, which a product with a scale is not."""
+        if node.op != "call_module":
+            return known.name(node.target) in ("linear", "conv1d", "conv2d", "conv3d")
+        module = self.capture.attribute(str(node.target))
+        return isinstance(module, (nn.Linear, *CONVS)) and not has_meaning(module)
 
     def _learn(
         self, node: fx.Node, n: int, channels: int | None, dtype: torch.dtype | None, exact: bool

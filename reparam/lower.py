@@ -63,7 +63,7 @@ class _Lowerer:
                     home: Any = module.get_submodule(owner)
                     home._non_persistent_buffers_set.add(name)
 
-    def _node(self, node: fx.Node) -> fx.Node:
+    def _node(self, node: fx.Node) -> Any:
         """The node that another has become. Sizes are read where they are used, as a trace does."""
         if node not in self.lowered:
             self.lowered[node] = self._call(Call(node))
@@ -76,7 +76,7 @@ class _Lowerer:
         for path, training in modes.items():
             module.get_submodule(path).train(training)
 
-    def _call(self, call: Call) -> fx.Node:
+    def _call(self, call: Call) -> Any:
         value, args = call.value, call.node.args
         inputs: Any = pytree.tree_map_only(fx.Node, self._node, (args, call.node.kwargs))
         source = call.node.meta.get("source")
@@ -216,7 +216,7 @@ class _Lowerer:
         assert total is not None, "a sum has at least one operand"
         return total
 
-    def _attribute(self, name: str, content: Any) -> fx.Node:
+    def _attribute(self, name: str, content: Any) -> Any:
         if not isinstance(content, Tensor):
             return content
         return self._buffer(self._fresh(name), content, content.dtype)

@@ -163,7 +163,7 @@ def _same_kind(root: Call, call: Call) -> None:
     """Refuse to mix dtypes, which rounds differently from the original, and devices."""
     dtypes = {c.shape.dtype for c in (root, call, *call.inputs) if c.shape is not None}
     if isinstance(call.value, Sum):  # of integers too, which no convolution would tell
-        dtypes |= {c.shape.dtype if c.shape else None for c in (call, *call.inputs)}
+        dtypes |= {c.shape.dtype if c.shape else None for c in call.inputs}
         floating = all(dtype is not None and dtype.is_floating_point for dtype in dtypes)
         require(floating, "the operands are not known to be floating-point")
     require(len(dtypes - {None}) <= 1, "the dtypes differ")

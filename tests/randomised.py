@@ -17,7 +17,7 @@ Draw = Callable[..., Tensor]
 
 
 def randomised(model: nn.Module, *inputs: Tensor, seed: int = 0) -> nn.Module:
-    """Give a model weights and statistics at which a wrong fold shows, in place; return it, in eval.
+    """Give a model, in place, what makes a wrong fold show; return it in evaluation mode.
 
     Weights keep the variance of what they read, biases, γ, β, ε and scales per channel are drawn,
     and running statistics lie near those of the inputs: so activations stay of order one.

@@ -67,7 +67,10 @@ def test_same_function_and_nothing_of_the_training_form_is_left(name: str) -> No
         "Linear": 2 * attention + 1,
         "GELU": 3 + sum(config.depths) + 3 + 1,
         "add": mixers + 2 * attention,
-        **{"mean": 2, "relu": 1, "sigmoid": 1, "mul": 1},  # squeeze-and-excite, pooling
+        "mean": 2,  # squeeze-and-excite, pooling
+        "relu": 1,
+        "sigmoid": 1,
+        "mul": 1,
         **{operator: count * attention for operator, count in ATTENTION.items() if attention},
     }
     assert not [node for node in fused.graph.nodes if node.op == "get_attr"]
@@ -166,8 +169,7 @@ def test_what_survives_has_a_remark(name: str) -> None:
 def unexplained(fused: fx.GraphModule, named: set[str]) -> list[str]:
     """The batch norms, layer scales and skips that no remark names."""
     calls = (
-        (node.target if node.op == "call_module" else node.name, node)
-        for node in fused.graph.nodes
+        (node.target if node.op == "call_module" else node.name, node) for node in fused.graph.nodes
     )
     return [
         str(name)
@@ -175,7 +177,9 @@ def unexplained(fused: fx.GraphModule, named: set[str]) -> list[str]:
         if name not in named
         and (
             (node.op == "call_function" and node.target.__name__ in ("add", "sub"))
-            or (node.op == "call_function" and any(s.op == "get_attr" for s in node.all_input_nodes))
+            or (
+                node.op == "call_function" and any(s.op == "get_attr" for s in node.all_input_nodes)
+            )
             or isinstance(_module(fused, node), nn.modules.batchnorm._BatchNorm)
         )
     ]

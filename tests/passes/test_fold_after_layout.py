@@ -124,7 +124,9 @@ def test_same_rows_through_another_piece() -> None:
 
 def test_scale_along_the_tokens() -> None:
     model = Net(
-        lambda m, x: m.scale * m.linear(m.tokens(x.transpose(1, 2)).transpose(1, 2)).transpose(1, 2),
+        lambda m, x: (
+            m.scale * m.linear(m.tokens(x.transpose(1, 2)).transpose(1, 2)).transpose(1, 2)
+        ),
         tokens=nn.Linear(5, 4),  # so that their number is known
         linear=nn.Linear(8, 6),
         scale=torch.ones(4),

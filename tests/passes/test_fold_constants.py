@@ -43,7 +43,9 @@ def test_result_that_is_larger() -> None:
 
 
 def test_random_numbers_are_no_constants() -> None:
-    model = Net(lambda m, x: x + torch.bernoulli(torch.sigmoid(m.table)), table=torch.zeros(3, 4, 4))
+    model = Net(
+        lambda m, x: x + torch.bernoulli(torch.sigmoid(m.table)), table=torch.zeros(3, 4, 4)
+    )
     fused = reparam.compile(model.eval(), passes=(fold_constants,))
     assert operators(fused)["bernoulli"] == 1
 

@@ -41,7 +41,7 @@ def test_blocks_of_fastvit() -> None:
 
 
 def test_repmixer_as_the_paper_prints_it() -> None:
-    """`DWConv(BN(x)) + x`: the shift meets zero padding. Exact as a pad with −t/s, or not at all."""
+    """`DWConv(BN(x)) + x`: the shift meets zero padding, and stays where it is."""
     conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
     model = Net(lambda m, x: m.conv(m.norm(x)) + x, conv=conv, norm=nn.BatchNorm2d(4))
     fires(fold_depthwise_skip, model, IMAGES, times=0)

@@ -22,15 +22,15 @@ def test_convolution(data: st.DataObject, n: int, scale_first: bool) -> None:
         scale=scale,
     )
     kind = type(conv).__name__
-    # One channel can't be told from a number of its own axis, and then there is nothing to match.
-    assume_wide = conv.out_channels > 1
+    # A scale of one element may lie on any axis.
+    several = conv.out_channels > 1
     fused = fires(
         fold_layer_scale,
         model,
         torch.randn(2, conv.in_channels, *SIZE[n]),
-        times=int(assume_wide),
+        times=int(several),
     )
-    if assume_wide:
+    if several:
         assert operators(fused)[kind] == 1
         assert not operators(fused)["mul"]
 

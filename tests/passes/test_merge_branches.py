@@ -33,9 +33,7 @@ def test_branches(
     bias: bool,
     signs: tuple[int, ...],
 ) -> None:
-    convs = [
-        nn.Conv2d(4, 6, k, stride, padding=k // 2, groups=groups, bias=bias) for k in kernels
-    ]
+    convs = [nn.Conv2d(4, 6, k, stride, padding=k // 2, groups=groups, bias=bias) for k in kernels]
     a, b, c = (
         nn.Sequential(conv, nn.BatchNorm2d(6)) if norm else conv
         for conv, norm in zip(convs, norms, strict=True)
@@ -86,7 +84,6 @@ def test_single_convolution() -> None:
 
 
 def test_branches_that_differ_in_stride_are_added_as_they_are() -> None:
-    model = both(a=nn.Conv2d(4, 4, 3, stride=2, padding=1), b=nn.Conv2d(4, 4, 3, padding=(-1 + 1)))
     model = Net(
         lambda m, x: m.a(x) + m.b(x)[..., ::2, ::2],
         a=nn.Conv2d(4, 4, 3, stride=2, padding=1),

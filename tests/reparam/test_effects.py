@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 import passes
 import reparam
+from reparam.values import Conv
 from reparam.verify import EXACT, relative_difference
-from tests.fused import same_state
+from tests.fused import operators, same_state
 from tests.strategies import drawn
 
 Forward = Callable[[Any, Tensor], Any]
@@ -252,3 +253,21 @@ def test_a_batch_norm_behind_a_fence_says_so(forward: Forward) -> None:
     survivors = [name for name, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert survivors == ["norm"]
     assert "norm" in {remark.call for remark in reparam.report(fused).missed}
+
+
+class Doubled(nn.Module):
+    """A layer of four channels that can't be traced, whose meaning is known."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if bool(x.isfinite().all()) else x
+
+
+@reparam.lift(Doubled)
+def _(layer: Doubled) -> Conv:
+    return Conv(2 * torch.eye(4))
+
+
+def test_a_layer_whose_meaning_is_known_writes_to_nothing() -> None:
+    model = nn.Sequential(Doubled(), nn.Linear(4, 4)).eval()
+    fused = reparam.compile(model, passes=passes.DEFAULT)
+    assert operators(fused) == {"Linear": 1}

@@ -108,7 +108,7 @@ def test_a_right_one_is_applied_between_ours() -> None:
     [
         (lowers_epsilon, "rolled back: its result differs by"),
         (forgets_a_bias, "rolled back: its result differs by"),
-        (returns_two, "rolled back: it returns another number of outputs"),
+        (returns_two, "rolled back: its outputs have another structure"),
         (raises, "rolled back: the pass failed with KeyError: 'no such node'"),
         (returns_nothing, "rolled back: it returned NoneType, not a GraphModule"),
         (returns_a_module, "rolled back: it returned Identity, not a GraphModule"),

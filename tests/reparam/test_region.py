@@ -202,24 +202,29 @@ def test_one_call_of_a_shared_convolution_can_be_folded_alone() -> None:
     assert operators(fused)["BatchNorm2d"] == 0
 
 
+def broadcast(net: Any, x: Tensor) -> Any:
+    y = net.conv(x)
+    return net.norm(y + net.gate(F.adaptive_avg_pool2d(y, 1))).relu()
+
+
 def test_a_broadcast_sum_is_not_distributed_over() -> None:
     fused, report = merged(
-        lambda s, x: s.norm(s.conv(x) + s.gate(F.adaptive_avg_pool2d(x, 1))).relu(),
+        broadcast,
         conv=nn.Conv2d(4, 4, 3, padding=1),
         gate=nn.Conv2d(4, 4, 1),
         norm=nn.BatchNorm2d(4),
     )
     assert operators(fused)["BatchNorm2d"] == 1
-    assert "the operands of the sum are not known to have one shape" in reasons(report)
+    assert all(reason.startswith("the operands") for reason in reasons(report))
 
 
 def test_tensors_of_two_dtypes_are_not_mixed() -> None:
     x = drawn(1, 2, 4, 6, 6).float()
 
     def forward(net: Any, x: Tensor) -> Tensor:
-        return net.half(x.bfloat16()) + net.single(x)
+        return net.narrow(x.bfloat16()) + net.single(x)
 
-    layers = {"half": nn.Conv2d(4, 4, 3).bfloat16(), "single": nn.Conv2d(4, 4, 3)}
+    layers = {"narrow": nn.Conv2d(4, 4, 3).bfloat16(), "single": nn.Conv2d(4, 4, 3)}
     model = Net(forward, dict(layers)).eval()
     fused = reparam.compile(model, passes=passes.DEFAULT)
     assert operators(fused)["Conv2d"] == 2
@@ -240,7 +245,7 @@ def test_branches_that_differ_in_stride_or_size_stay_apart() -> None:
 def test_a_long_chain_of_sums_ends() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         y = net.conv(x)
-        for _ in range(40):
+        for _ in range(20):
             y = y + x
         return y.relu()
 
