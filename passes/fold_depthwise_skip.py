@@ -11,8 +11,8 @@ Algebra:
     I a one at the centre tap.
 
 Legal when:
-    Each convolution keeps the size. `conv(BN(x)) + x`, the mixer as the paper prints it, does
-    not qualify where the batch norm's shift meets zero padding.
+    Each convolution keeps the size. In `conv(BN(x)) + x`, the mixer as the paper prints it, the
+    batch norm's shift meets zero padding: x is then padded with -t/s, at the cost of a subtraction.
 
 Profitable when:
     All branches are depthwise maps of one tensor.

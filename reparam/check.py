@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from reparam.errors import Declined
+from reparam.errors import Declined, Rejected
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
 from reparam.sizes import Assignment, Size, Symbol
 from reparam.values import Conv, Layout, Opaque, Shape, Value
@@ -42,13 +42,13 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
         try:
             new = [_Evaluation(tensors)(expression) for expression in rewrite.values()]
         except Exception as error:
-            raise Declined(f"its replacement fails: {_line(error)}") from error
+            raise Rejected(f"its replacement fails: {_line(error)}") from error
         interior = True
         for before, after in zip(old, new, strict=True):
             same = isinstance(before, Tensor) and isinstance(after, Tensor)
             difference = relative_difference(before, after) if same else float(before != after)
             if not difference <= EXACT:
-                raise Declined(f"its replacement differs by {difference:.1e}, so it was not done")
+                raise Rejected(f"its replacement differs by {difference:.1e}, so it was not done")
             worst = max(worst, difference)
     if not interior:
         raise Declined("it can't be checked, since what it replaces does not run by itself")

@@ -9,7 +9,7 @@ import torch
 
 from reparam.check import check
 from reparam.cost import Cost, cost
-from reparam.errors import Declined, require
+from reparam.errors import Declined, Rejected, require
 from reparam.graph import Apply, Call, Expression, Traits, ValueGraph, leaves
 from reparam.report import Remark
 from reparam.rewrite import Replace, Rewrite
@@ -56,6 +56,7 @@ class Driver:
         self.remarks: list[Remark] = []
         self.unchecked = 0
         self._missed: dict[tuple[Call, str], Declined] = {}
+        self._told: set[tuple[str, str]] = set()
         self._queue: list[_Task] = []
         self._queued: set[_Task] = set()
 
@@ -89,12 +90,14 @@ class Driver:
             replacement = rule(call)
             if replacement is not None:
                 self._apply(rule, call, replacement)
+        except Rejected as rejected:
+            self._say("missed", rule.name, call.name, rejected.reason, rejected.blocker)
         except Declined as declined:
             self._missed[call, rule.name] = declined
-        except Exception as error:
+        except Exception as error:  # a pass may be anyone's
             line = str(error).strip().split("\n")[0]
             reason = f"the pass failed with {type(error).__name__}: {line}"
-            self._missed[call, rule.name] = Declined(reason)
+            self._say("missed", rule.name, call.name, reason, None)
 
     def _apply(self, rule: Rewrite, call: Call, replacement: Replace) -> None:
         """Check a rewrite and make it.
@@ -118,7 +121,7 @@ class Driver:
         message = _effect(call, name, dead)
         kept = Traits()
         for gone in dead:
-            kept |= gone.node.meta.get("traits", Traits())
+            kept |= gone.traits
         around = {reader for c in dead for source in c.inputs for reader in source.readers}
         made = self.values.replace(rewrite)
         for fresh in made:
@@ -154,11 +157,9 @@ class Driver:
         error: float | None = None,
     ) -> None:
         remark = Remark(kind, rule, call, message, blocker, error)
-        same = (
-            r.call == call and r.message == message and r.kind == "missed" for r in self.remarks
-        )
-        if kind == "missed" and any(same):
+        if kind == "missed" and (call, message) in self._told:
             return
+        self._told.add((call, message))
         self.remarks.append(remark)
         self.listener(remark)
 

@@ -53,6 +53,10 @@ class Declined(Exception):  # noqa: N818 - no error: it becomes a remark
         self.blocker = blocker
 
 
+class Rejected(Declined):
+    """A rewrite was wrong, or the pass failed. It is told of whatever becomes of the call."""
+
+
 def require(condition: bool, reason: str, blocker: str | None = None) -> None:
     """Decline the law or the pass at hand, with this reason, unless the condition holds.
 

@@ -66,6 +66,11 @@ class Call:
         return tuple(found)
 
     @property
+    def traits(self) -> "Traits":
+        """What its weights keep through a rewrite."""
+        return self.node.meta.get("traits", Traits())
+
+    @property
     def facts(self) -> Facts:
         """What is known of the result without running: see `reparam.facts`."""
         return self.node.meta.get("facts")
@@ -225,18 +230,24 @@ class Traits:
     Attributes:
         trainable: whether any of them requires a gradient.
         channels_last: whether those of images are laid out so.
+        convolution: whether any of them belongs to a convolution, be it 1×1 and depthwise.
     """
 
     trainable: bool = False
     channels_last: bool = False
+    convolution: bool = False
 
     def __or__(self, other: "Traits") -> "Traits":
         """Of both together."""
-        return Traits(self.trainable or other.trainable, self.channels_last or other.channels_last)
+        return Traits(
+            self.trainable or other.trainable,
+            self.channels_last or other.channels_last,
+            self.convolution or other.convolution,
+        )
 
 
-def traits(tensors: Iterable[Any]) -> Traits:
-    """The traits of some weights; what is no tensor has none."""
+def traits(tensors: Iterable[Any], convolution: bool) -> Traits:
+    """The traits of some weights, of a convolution or not; what is no tensor has none."""
     weights = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
     images = [weight for weight in weights if weight.ndim == 4]  # (out, in/groups, *kernel)
     return Traits(
@@ -245,6 +256,7 @@ def traits(tensors: Iterable[Any]) -> Traits:
             weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
             for weight in images
         ),
+        convolution,
     )
 
 

@@ -137,7 +137,9 @@ class _Lifter:
         call.node.meta["path"] = path or _path(node)
         call.node.meta["source"] = source
         call.node.meta["module"] = node.op == "call_module"
-        call.node.meta["traits"] = traits(self._tensors(node))
+        call.node.meta["traits"] = traits(
+            self._tensors(node), isinstance(value, Conv) and not _multiplies(node)
+        )
         self.lifted[node] = call.node
 
     def _tensors(self, node: fx.Node) -> list[Any]:
@@ -253,6 +255,11 @@ class _Lifter:
             axes = (width, *(fresh() for _ in range(n)))
             self.learned[node] = TensorFacts((fresh(), *axes) if exact else axes, exact, dtype)
             self.lifted[node].meta["facts"] = self.learned[node]
+
+
+def _multiplies(node: fx.Node) -> bool:
+    """Whether a call is arithmetic, not a layer."""
+    return node.op != "call_module" and known.kind(node.target) == "elementwise"
 
 
 def _path(node: fx.Node) -> str:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from reparam.algebra import border_bias
 from reparam.capture import Capture, modules_of
 from reparam.effects import out_of_place
-from reparam.graph import Call, Traits, ValueGraph
+from reparam.graph import Call, ValueGraph
 from reparam.lift import Source
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
 
@@ -143,7 +143,7 @@ class _Lowerer:
     def _conv(self, call: Call, conv: Conv, x: fx.Node) -> fx.Node:
         dtype = call.shape.dtype if call.shape else None
         name = self._fresh(call.name)
-        if conv.affine:
+        if conv.affine and not (call.traits.convolution and conv.n):
             return self._affine(name, conv, x, call)
         bias = conv.bias
         if conv.border is not None:
@@ -258,7 +258,7 @@ def _own_paths(call: Call) -> Iterator[str]:
 
 def _parameter(content: Tensor, dtype: torch.dtype | None, call: Call) -> nn.Parameter:
     """A parameter of a new module, with the traits of those that it was folded from."""
-    kept: Traits = call.node.meta.get("traits", Traits())
+    kept = call.traits
     layout = torch.contiguous_format
     if kept.channels_last and content.ndim == 4:
         layout = torch.channels_last

@@ -17,7 +17,7 @@ from reparam.cost import Cost, conv_madds, cost
 from reparam.errors import Declined, require
 from reparam.graph import Apply, Call, Expression
 from reparam.rewrite import Replace
-from reparam.terms import Group, Term, composed, grouped, merged, operand
+from reparam.terms import Group, Term, composed, grouped, merged, met, operand
 from reparam.values import BatchNorm, Conv, Sum
 
 LONGEST = 64
@@ -154,7 +154,7 @@ def _candidates(
             continue
         expanded[call] = _pixels(terms.pop(call)[0])
         for source, new in parts:
-            terms[source] = (*terms.get(source, ()), new)
+            terms[source] = met(terms.get(source, ()), new)
         if len(expanded) > 1 or isinstance(call.value, Sum):
             yield _candidate(root, dict(terms), expanded)
 
@@ -188,7 +188,7 @@ def _expanded(call: Call, terms: tuple[Term, ...], limit: float | None) -> list[
         assert isinstance(value, Conv)
         inner = exact(value)
     (source,) = call.inputs
-    skip = isinstance(value, BatchNorm) or inner.affine
+    skip = diagonal(call)
     new: list[tuple[Call, Term]] = []
     for term in terms:
         if isinstance(term.map, Conv):
@@ -294,5 +294,6 @@ def _written(candidate: Candidate) -> Expression:
 
 
 def diagonal(call: Call) -> bool:
-    """Whether a call scales and shifts each channel by itself: a batch norm, a layer scale."""
-    return isinstance(call.value, BatchNorm) or (isinstance(call.value, Conv) and call.value.affine)
+    """Whether a call scales and shifts channels and is no convolution: a batch norm, a scale."""
+    scale = isinstance(call.value, Conv) and call.value.affine and not call.traits.convolution
+    return scale or isinstance(call.value, BatchNorm)

@@ -48,6 +48,15 @@ class Group:
         return sum(term.skips for term in self.terms)
 
 
+def met(terms: tuple[Term, ...], new: Term) -> tuple[Term, ...]:
+    """The terms of one tensor with one more; two multiples of it are one multiple."""
+    twin = next((t for t in terms if isinstance(t.map, Sum) and isinstance(new.map, Sum)), None)
+    if twin is None:
+        return (*terms, new)
+    both = merged(Group(new.map, (twin, new)))
+    return (*(term for term in terms if term is not twin), both)
+
+
 def grouped(terms: tuple[Term, ...]) -> list[Group]:
     """Merge maps of one tensor pair by pair, the most rewarding first, as long as that pays."""
     groups = [Group(_numberless(term.map), (term,)) for term in terms]

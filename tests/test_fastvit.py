@@ -253,6 +253,7 @@ sys.modules.update(reparam=None, passes=None, fastvit_models=None)  # importing 
 import torch
 model = torch.load(sys.argv[1], weights_only=False)
 x = torch.load(sys.argv[2])
+torch.set_num_threads(int(sys.argv[4]))  # the order of additions depends on it
 torch.save(model(x).detach(), sys.argv[3])
 """
 
@@ -263,7 +264,8 @@ def test_result_runs_where_this_library_is_not_installed(tmp_path: Path) -> None
     saved, given, returned = (tmp_path / name for name in ("fused.pt", "x.pt", "y.pt"))
     torch.save(fused, saved)
     torch.save(x, given)
-    subprocess.run([sys.executable, "-I", "-c", LOAD, saved, given, returned], check=True)
+    command = [sys.executable, "-I", "-c", LOAD, saved, given, returned]
+    subprocess.run([*command, str(torch.get_num_threads())], check=True)
     assert torch.equal(torch.load(returned), fused(x))
 
 

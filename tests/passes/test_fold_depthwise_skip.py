@@ -41,10 +41,11 @@ def test_blocks_of_fastvit() -> None:
 
 
 def test_repmixer_as_the_paper_prints_it() -> None:
-    """`DWConv(BN(x)) + x`: the shift meets zero padding, and stays where it is."""
+    """`DWConv(BN(x)) + x`: the shift t meets zero padding, so x is padded with −t/s instead."""
     conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
     model = Net(lambda m, x: m.conv(m.norm(x)) + x, conv=conv, norm=nn.BatchNorm2d(4))
-    fires(fold_depthwise_skip, model, IMAGES, times=0)
+    fused = fires(fold_depthwise_skip, model, IMAGES, given=True)
+    assert operators(fused) == {"sub": 1, "Conv2d": 1}
 
 
 def test_without_padding_the_paper_would_be_right() -> None:
