@@ -89,8 +89,7 @@ def _rows(call: Call, linear: Conv, rows: torch.Tensor) -> tuple[torch.Tensor, t
     spread = (-1, *(1,) * outer.n)
     known = rows.shape[-outer.n - 1] == outer.out_channels if rows.ndim > outer.n else False
     require(known, "its channels are not the rows of the layer")
-    grid = torch.broadcast_to(rows, rows.shape)
-    scale[grid] = outer.weight.double().reshape(spread).expand(grid.shape)
+    scale[rows] = outer.weight.double().reshape(spread).expand(rows.shape)
     if outer.bias is not None:
-        shift[grid] = outer.bias.double().reshape(spread).expand(grid.shape)
+        shift[rows] = outer.bias.double().reshape(spread).expand(rows.shape)
     return scale, shift

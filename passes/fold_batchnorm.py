@@ -31,7 +31,7 @@ def fold_batchnorm(call: Call) -> Replace | None:
     (source,) = call.inputs
     require(
         affine_call(source),
-        f"its input is {source.value.__name__}, which is not linear",
+        f"its input is {source.value.__name__}, which no pass can fold it into",
         source.name,
     )
     if not isinstance(source.value, Conv):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam import known
-from reparam.errors import CaptureError, TrainingModeError
+from reparam.errors import CaptureError, TrainingModeError, first_line
 from reparam.tracer import Tracer, defaults
 from reparam.verify import split_inputs
 
@@ -99,7 +99,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     try:
         graph = tracer.trace(model, defaults(model, given) or None)
     except Exception as error:
-        line = str(error).strip().split("\n")[0]
+        line = first_line(error)
         raise CaptureError(
             f"{type(model).__name__}.forward can't be traced: {line}; "
             "compile its submodules one by one instead"

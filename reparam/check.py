@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from reparam.errors import Declined, Rejected
+from reparam.errors import Declined, Rejected, first_line
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
 from reparam.sizes import Assignment, Size, Symbol
 from reparam.values import Conv, Layout, Opaque, Shape, Value
@@ -27,7 +27,8 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
     """The largest relative difference that a rewrite makes, over all sizes tried.
 
     Raises:
-        Declined: if the two sides differ by more than rounding, or can't be evaluated.
+        Rejected: if the two sides differ by more than rounding, or the new one fails.
+        Declined: if the old one does not run by itself.
     """
     known = _leaves(rewrite)
     reach, stride = _window(rewrite)
@@ -42,7 +43,7 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
         try:
             new = [_Evaluation(tensors)(expression) for expression in rewrite.values()]
         except Exception as error:
-            raise Rejected(f"its replacement fails: {_line(error)}") from error
+            raise Rejected(f"its replacement fails: {first_line(error)}") from error
         interior = True
         for before, after in zip(old, new, strict=True):
             same = isinstance(before, Tensor) and isinstance(after, Tensor)
@@ -53,10 +54,6 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
     if not interior:
         raise Declined("it can't be checked, since what it replaces does not run by itself")
     return worst
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def _cut(rewrite: Mapping[Call, Expression]) -> set[Call]:
@@ -124,6 +121,7 @@ def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
             stride = max(stride, *part.value.stride, 1)
         if isinstance(part, Apply) or not isinstance(part.value, Opaque) or part in computed:
             pending.extend(part.inputs)
+            pending.extend(part.options.values() if isinstance(part, Apply) else ())
     return longest, stride
 
 

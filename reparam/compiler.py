@@ -51,6 +51,8 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
         PassError: if something among `passes` is no pass.
         VerificationError: if the whole result differs from the model.
     """
+    if isinstance(passes, Rewrite):
+        raise PassError(f"passes is a tuple of passes; write passes=({passes.name},)")
     chosen = default_passes() if passes is None else tuple(passes)
     for one in chosen:
         if not callable(one):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import gcd, prod
 
 from reparam.algebra import sum_grid
-from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum, Value
+from reparam.values import BatchNorm, Constant, Conv, Shape, Sum, Value
 
 
 @dataclass(frozen=True, order=True)
@@ -49,8 +49,6 @@ def cost(value: Value, channels: int, pixels: float = 1) -> Cost:
             return Cost(multiples + additions + unary, (multiples + additions) * channels * pixels)
         case Constant() | Shape():
             return FREE
-        case Opaque():
-            return Cost(1, 0)
         case _:
             return Cost(1, 0)
 

@@ -9,7 +9,7 @@ import torch
 
 from reparam.check import check
 from reparam.cost import Cost, cost
-from reparam.errors import Declined, Rejected, require
+from reparam.errors import Declined, Rejected, first_line, require
 from reparam.graph import Apply, Call, Expression, Traits, ValueGraph, leaves
 from reparam.report import Remark
 from reparam.rewrite import Replace, Rewrite
@@ -95,7 +95,7 @@ class Driver:
         except Declined as declined:
             self._missed[call, rule.name] = declined
         except Exception as error:  # a pass may be anyone's
-            line = str(error).strip().split("\n")[0]
+            line = first_line(error)
             reason = f"the pass failed with {type(error).__name__}: {line}"
             self._say("missed", rule.name, call.name, reason, None)
 
@@ -173,7 +173,7 @@ def _applications(rewrite: dict[Call, Expression]) -> Any:
         if isinstance(part, Apply) and id(part) not in seen:
             seen.add(id(part))
             yield part
-            pending.extend(part.inputs)
+            pending.extend((*part.inputs, *part.options.values()))
         elif isinstance(part, tuple | list):
             pending.extend(cast("tuple[Any, ...]", part))
 

@@ -57,6 +57,11 @@ class Rejected(Declined):
     """A rewrite was wrong, or the pass failed. It is told of whatever becomes of the call."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its type if it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def require(condition: bool, reason: str, blocker: str | None = None) -> None:
     """Decline the law or the pass at hand, with this reason, unless the condition holds.
 

@@ -1,6 +1,7 @@
 """What is known of a call's result without running the model: sizes, number of axes, dtype.
 
-A fact is a `TensorFacts`; or for the arithmetic of sizes a `Size` or a tuple of them; or None.
+A fact is a `TensorFacts`; or for the arithmetic of sizes a `Size`, a tuple of them or a
+bool; or None.
 Sizes are symbolic (`reparam.sizes`), so the facts hold for every input that the model takes.
 """
 
@@ -149,7 +150,8 @@ def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts
     kind = known.kind(value.target)
     first = operands[0] if operands else None
     if kind == "pointwise" and isinstance(first, TensorFacts):
-        return replace(first, dtype=None) if "dtype" in kwargs else first
+        casts = "dtype" in kwargs or any(isinstance(o, torch.dtype) for o in operands)
+        return replace(first, dtype=None) if casts else first
     if kind == "elementwise":
         if all(isinstance(operand, Size | int) for operand in operands):
             return _arithmetic(value.target, operands)

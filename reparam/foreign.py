@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from reparam.capture import Capture, capture, modules_of
-from reparam.errors import Declined, require
+from reparam.errors import Declined, first_line, require
 from reparam.graph import Call, ValueGraph
 from reparam.lift import lift_graph
 from reparam.lower import lower
@@ -52,8 +52,11 @@ def run_foreign(
     except Declined as declined:
         reason = declined.reason
     except Exception as failure:
-        line = str(failure).strip().split("\n")[0]
-        reason = f"the pass failed with {type(failure).__name__}: {line}"
+        line = first_line(failure)
+        reason = (
+            f"the pass failed with {type(failure).__name__}: {line} "
+            "(it was run as a torch.fx pass; one on calls needs @reparam.rewrite)"
+        )
     return captured, values, Remark("missed", name, "the whole graph", f"rolled back: {reason}")
 
 

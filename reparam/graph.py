@@ -1,7 +1,7 @@
 """The graph of values: a `torch.fx.Graph` whose call targets are values.
 
 `Call` is the read-only view of a node that passes get; `ValueGraph` adds what lifting knows about
-the nodes. Only the driver edits it, through `ValueGraph.replace`.
+the nodes. Once it is lifted, only the driver edits it, through `ValueGraph.replace`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -273,7 +273,7 @@ def leaves(expressions: Iterable[Expression]) -> Iterator[Call]:
         if isinstance(part, Call):
             yield part
         elif isinstance(part, Apply):
-            pending.extend(part.inputs)
+            pending.extend((*part.inputs, *part.options.values()))
         elif isinstance(part, tuple | list):
             pending.extend(cast("tuple[Any, ...]", part))
 

@@ -143,7 +143,7 @@ class _Lifter:
         self.lifted[node] = call.node
 
     def _tensors(self, node: fx.Node) -> list[Any]:
-        """The parameters and buffers that a call reads."""
+        """The parameters of the module that is called, or the constants that a call reads."""
         if node.op == "call_module":
             return [*self.capture.attribute(str(node.target)).parameters()]
         return [self.constant(source) for source in (node, *node.all_input_nodes)]

@@ -121,7 +121,7 @@ def _div(context: Context, a: dict[str, Any]) -> Lifted | None:
 
 
 def _weighted(context: Context, a: dict[str, Any], sign: float) -> Lifted | None:
-    """X + sign * alpha * y."""
+    """`x + sign * alpha * y`."""
     alpha = _number(a.get("alpha", 1))
     if alpha is None:
         return None

@@ -190,15 +190,14 @@ class _Lowerer:
 
     def _batch_norm(self, call: Call, norm: BatchNorm, x: fx.Node) -> fx.Node:
         name = self._fresh(call.name)
-        module: Any = BATCH_NORMS[norm.n or 0](
-            norm.mean.numel(), norm.eps, affine=norm.weight is not None
-        )
-        module.running_mean.copy_(norm.mean)
-        module.running_var.copy_(norm.variance)
-        if norm.weight is not None:
-            module.weight.data.copy_(norm.weight)
-        if norm.bias is not None:
-            module.bias.data.copy_(norm.bias)
+        dtype = call.shape.dtype if call.shape else None
+        module: Any = BATCH_NORMS[norm.n or 0](norm.mean.numel(), norm.eps, device="meta")
+        module.running_mean = norm.mean.detach().to(dtype or norm.mean.dtype).clone()
+        module.running_var = norm.variance.detach().to(dtype or norm.variance.dtype).clone()
+        module.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=norm.mean.device)
+        gamma = torch.ones_like(norm.mean) if norm.weight is None else norm.weight
+        beta = torch.zeros_like(norm.mean) if norm.bias is None else norm.bias
+        module.weight, module.bias = (_parameter(p, dtype, call) for p in (gamma, beta))
         self.attributes[name] = module
         return self.graph.call_module(name, (x,))
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reparam.errors import Declined, PassError, require
+from reparam.errors import Declined, PassError, first_line, require
 from reparam.facts import TensorFacts
 from reparam.sizes import Assignment
 from reparam.values import BatchNorm, Conv, Value
@@ -78,7 +78,7 @@ def meaning_of(module: nn.Module, facts: Any) -> Value:
     except Declined:
         raise
     except Exception as error:
-        line = str(error).strip().split("\n")[0]
+        line = first_line(error)
         raise Declined(f"its lift failed with {type(error).__name__}: {line}") from error
     require(difference <= EXACT, f"its lift differs from the layer by {difference:.1e}")
     return _detached(value)

@@ -105,8 +105,8 @@ def merge(
     best = max((c for c in found if c.profitable), key=lambda c: c.gain, default=None)
     if best is not None:
         return Replace({root: _written(best)})
-    for obstacle in blocked:
-        raise Declined(obstacle.reason, obstacle.call.name)
+    if blocked:
+        raise Declined(blocked[0].reason, blocked[0].call.name)
     dearer = [c for c in found if c.after.operations < c.before.operations]
     if dearer:
         least = min(dearer, key=lambda c: c.after.madds)
@@ -223,7 +223,7 @@ def _require_affordable(outer: Conv, inner: Conv, limit: float | None) -> None:
 
 
 def _budget(root: Call, through: Callable[[Call], bool]) -> float:
-    """What all linear calls that only the root's region reads take, in multiply-adds per pixel."""
+    """Multiply-adds per pixel of all calls that the region may take in: what it can pay with."""
     seen: set[Call] = set()
     pending = [root]
     total = 0

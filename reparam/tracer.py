@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reparam.errors import first_line
 from reparam.meaning import has_meaning
 
 IN_PLACE = (
@@ -159,7 +160,7 @@ class Tracer(fx.Tracer):
             reason = f"its forward changes its attribute {reason!r}"
         except Exception as error:  # whatever stops it, the module stays whole
             before.restore()
-            reason = str(error).strip().split("\n")[0]
+            reason = first_line(error)
         self._forget_after(last)
         self.untraced[path] = reason
         return self.create_proxy("call_module", path, args, kwargs)

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path, PurePosixPath
@@ -71,3 +73,36 @@ def test_every_direct_dependency_is_pinned() -> None:
         if "==" in line and not line.startswith("#")
     }
     assert needed - {"reparam"} == pinned
+
+
+USE = """
+import fastvit_models, reparam
+fused = reparam.compile(fastvit_models.create_model("fastvit_t8").eval(), verify=False)
+print(reparam.report(fused).after.operators["Conv2d"])
+"""
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["plain", "beside_passes_of_ones_own"])
+def test_works_where_it_is_installed(wheel: zipfile.ZipFile, tmp_path: Path, foreign: bool) -> None:
+    environment, folder = tmp_path / "environment", tmp_path / "work"
+    (folder / "passes").mkdir(parents=True)
+    if foreign:
+        (folder / "passes" / "__init__.py").write_text("raise RuntimeError('not yours')")
+    venv.create(environment, with_pip=True)
+    binaries = environment / "bin"
+    (packages,) = environment.glob("lib/python*/site-packages")
+    # What the wheel depends on is at hand here; the wheel itself is not.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    install = [binaries / "python", "-m", "pip", "install", "--no-deps", "--no-index"]
+    subprocess.run([*install, str(wheel.filename)], capture_output=True, check=True)
+    (folder / "use.py").write_text(USE)
+    used = subprocess.run(
+        [binaries / "python", "use.py"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert (used.returncode, used.stdout.strip()) == (0, "52"), used.stderr
+    command = [binaries / "reparam", "compile", "fastvit_t8", "--input-size", "3,32,32"]
+    made = subprocess.run(
+        [*command, "-o", "x.onnx"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    assert (folder / "x.onnx").stat().st_size > 0

@@ -47,7 +47,7 @@ def test_chain() -> None:
     assert len(report.applied) == 2
     assert operators(fused) == {"Conv2d": 1, "ReLU": 1, "BatchNorm2d": 1}
     assert [(r.call, r.message) for r in report.missed] == [
-        ("4", "its input is relu, which is not linear")
+        ("4", "its input is relu, which no pass can fold it into")
     ]
 
 
