@@ -169,8 +169,8 @@ def add(a: Conv, b: Conv) -> Conv:
 
 
 def numberless(conv: Conv, shape: tuple[int, ...]) -> Conv:
-    """A convolution with a weight of this shape that takes no memory, and no bias."""
-    return replace(conv, weight=conv.weight.new_zeros(()).expand(shape), bias=None)
+    """A convolution with a weight of this shape that takes no memory."""
+    return replace(conv, weight=conv.weight.new_zeros(()).expand(shape))
 
 
 def added_shape(a: Conv, b: Conv) -> Conv:
@@ -185,6 +185,7 @@ def added_shape(a: Conv, b: Conv) -> Conv:
     shape = (a.out_channels, a.in_channels // groups, *grid.taps)
     return replace(
         numberless(a, shape),
+        bias=b.bias if a.bias is None else a.bias,
         padding=_grown_padding(a, grid),
         dilation=grid.dilation,
         groups=groups,

@@ -25,19 +25,19 @@ class Cost:
 FREE = Cost(0, 0)
 
 
-def cost(value: Value, channels: int, pixels: float = 1) -> Cost:
+def cost(value: Value, channels: int, pixels: float = 1, layer: bool = False) -> Cost:
     """The cost of applying a value.
 
     Args:
         value: what is applied.
         channels: of its output, where the value does not say.
         pixels: of its output, per pixel of the reference tensor.
+        layer: whether a scale and shift per channel runs as a convolution.
     """
     match value:
         case Conv():
-            # A scale and a shift per channel run as a product and a sum.
-            two = value.affine and value.bias is not None
-            operations = 1 + two + (value.border is not None)
+            operations = _affine_operations(value) if value.affine and not layer else 1
+            operations += value.border is not None
             madds = conv_madds(value) + (value.in_channels if value.border is not None else 0)
             return Cost(operations, madds * pixels)
         case BatchNorm():
@@ -51,6 +51,12 @@ def cost(value: Value, channels: int, pixels: float = 1) -> Cost:
             return FREE
         case _:
             return Cost(1, 0)
+
+
+def _affine_operations(conv: Conv) -> int:
+    """A scale and a shift per channel run as a product and a sum, where they do anything."""
+    scaled = not bool((conv.weight == 1).all())
+    return max(scaled + (conv.bias is not None), 1)
 
 
 def conv_madds(conv: Conv) -> int:

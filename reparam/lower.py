@@ -181,12 +181,15 @@ class _Lowerer:
         """A scale and shift per channel, as a product and a sum."""
         dtype = call.shape.dtype if call.shape else None
         spread = (-1, *(1,) * conv.n)
-        self.attributes[f"{name}.scale"] = _parameter(conv.weight.reshape(spread), dtype, call)
-        y = self.graph.call_function(operator.mul, (x, self.graph.get_attr(f"{name}.scale")))
-        if conv.bias is None:
-            return y
-        self.attributes[f"{name}.shift"] = _parameter(conv.bias.reshape(spread), dtype, call)
-        return self.graph.call_function(operator.add, (y, self.graph.get_attr(f"{name}.shift")))
+        if not bool((conv.weight == 1).all()) or conv.bias is None:
+            scale = f"{name}.scale"
+            self.attributes[scale] = _parameter(conv.weight.reshape(spread), dtype, call)
+            x = self.graph.call_function(operator.mul, (x, self.graph.get_attr(scale)))
+        if conv.bias is not None:
+            shift = f"{name}.shift"
+            self.attributes[shift] = _parameter(conv.bias.reshape(spread), dtype, call)
+            x = self.graph.call_function(operator.add, (x, self.graph.get_attr(shift)))
+        return x
 
     def _batch_norm(self, call: Call, norm: BatchNorm, x: fx.Node) -> fx.Node:
         name = self._fresh(call.name)

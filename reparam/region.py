@@ -253,7 +253,7 @@ def _candidate(
     channels = _channels(root, terms)
     before = Cost(0, 0)
     for call in removed:
-        before += cost(call.value, channels, expanded[call])
+        before += cost(call.value, channels, expanded[call], layer=call.traits.convolution)
     groups = {call: grouped(several) for call, several in terms.items()}
     return Candidate(root, groups, tuple(removed), before, _written_cost(groups, channels))
 
@@ -266,12 +266,13 @@ def _channels(root: Call, terms: dict[Call, tuple[Term, ...]]) -> int:
 
 
 def _written_cost(groups: dict[Call, list[Group]], channels: int) -> Cost:
-    maps = [group.map for several in groups.values() for group in several]
-    total = Cost(len(maps) - 1, (len(maps) - 1) * channels)
-    for map_ in maps:
+    flat = [group for several in groups.values() for group in several]
+    total = Cost(len(flat) - 1, (len(flat) - 1) * channels)
+    for group in flat:
+        map_ = group.map
         # In a sum of several, a coefficient of -1 is a subtraction, and 1 is nothing.
-        if isinstance(map_, Conv) or len(maps) == 1 or abs(map_.coefficients[0]) != 1:
-            total += cost(map_, channels)
+        if isinstance(map_, Conv) or len(flat) == 1 or abs(map_.coefficients[0]) != 1:
+            total += cost(map_, channels, layer=group.convolutions > 0)
     return total
 
 
