@@ -17,9 +17,9 @@ from tests.randomised import randomised
 class MaxNorm(nn.Conv2d):
     """Writes its own weight in the forward, as networks for EEG do."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as the base class has it
         self.weight.data = torch.renorm(self.weight.data, 2, 0, 0.1)
-        return super().forward(x)
+        return super().forward(input)
 
 
 class Net(nn.Module):
