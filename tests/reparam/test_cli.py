@@ -142,7 +142,13 @@ def test_interrupted(tmp_path: Path) -> None:
     )
     command = [SCRIPT, "compile", "slow:build", "-o", "x.onnx"]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background may have it ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as running:
         while not (tmp_path / "started").exists() and running.poll() is None:
             time.sleep(0.05)
