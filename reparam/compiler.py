@@ -13,13 +13,11 @@ from reparam.foreign import FxPass, run_foreign
 from reparam.graph import ValueGraph
 from reparam.lift import lift_graph
 from reparam.lower import lower
-from reparam.pipelines import default_passes
+from reparam.pipelines import Pass, default_passes
 from reparam.report import Remark, Report, Verification, attach, count
 from reparam.rewrite import Rewrite
 from reparam.values import Opaque
 from reparam.verify import verify as verify_models
-
-Pass = Rewrite | FxPass
 
 
 def compile(  # noqa: A001 - the name that users of a compiler look for

@@ -20,7 +20,7 @@ from reparam.constants import Constants
 from reparam.effects import fenced, out_of_place
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
-from reparam.graph import Call, ValueGraph, traits
+from reparam.graph import Call, ValueGraph, removable, traits
 from reparam.learned import Learned, given_facts, keeps_axes, refined
 from reparam.lift_functions import ARGUMENTS, RULES, Lifted, permutation
 from reparam.lift_modules import CONVS, module_value
@@ -83,9 +83,7 @@ class _Lifter:
     def _drop_unused(self) -> None:
         """Drop what only fed arguments that became part of a value."""
         for node in reversed(self.values.graph.nodes):
-            call = Call(node)
-            pure = not isinstance(call.value, Opaque) or call.value.pure
-            if node.op == "call_function" and not node.users and pure:
+            if node.op == "call_function" and not node.users and removable(Call(node)):
                 self.values.graph.erase_node(node)
 
     def _mapped(self, argument: Any) -> Any:

@@ -195,8 +195,8 @@ def _expanded(call: Call, terms: tuple[Term, ...], limit: float | None) -> list[
             _require_affordable(term.map, inner, limit)
         deeper = composed(term.map, inner)
         paths = term.convolutions + term.skips
-        met = replace(term, map=deeper) if skip else Term(deeper, paths, 0)
-        new.append((source, met))
+        found = replace(term, map=deeper) if skip else Term(deeper, paths, 0)
+        new.append((source, found))
     return new
 
 

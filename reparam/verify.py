@@ -106,7 +106,7 @@ def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     """The floating-point outputs, one after the other, of a copy of the model in float64."""
     args, kwargs = split_inputs(example_inputs)
     with torch.no_grad():
-        return _floats(_widened(copy.deepcopy(model))(*_double(args), **_double(kwargs)))
+        return _floats(copy.deepcopy(model).double()(*_double(args), **_double(kwargs)))
 
 
 def compare_outputs(
@@ -192,7 +192,3 @@ def _double(inputs: Any) -> Any:
 
 def _map(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return pytree.tree_map_only(Tensor, function, inputs)
-
-
-def _widened(module: nn.Module) -> nn.Module:
-    return module.double()
