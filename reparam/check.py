@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from reparam.arguments import found, mapped
 from reparam.errors import Declined, Rejected, first_line
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
 from reparam.sizes import Assignment, Size, Symbol
@@ -89,7 +89,7 @@ def _between(rewrite: Mapping[Call, Expression]) -> set[Call]:
 def _leaves(rewrite: Mapping[Call, Expression]) -> list[Call]:
     """The calls that tensors are drawn for: what both sides are computed from."""
     cut, computed = _cut(rewrite), {*rewrite, *_between(rewrite)}
-    found = set(cut)
+    drawn = set(cut)
     seen: set[Call] = set()
     pending = [*rewrite, *(call for call in leaves(rewrite.values()) if _sized(call))]
     while pending:
@@ -99,10 +99,10 @@ def _leaves(rewrite: Mapping[Call, Expression]) -> list[Call]:
         seen.add(call)
         opaque = isinstance(call.value, Opaque) and not isinstance(call.value, Layout)
         if call.value is INPUT or (opaque and call not in computed and call.shape is not None):
-            found.add(call)
+            drawn.add(call)
         else:
             pending.extend(call.inputs)
-    return sorted(found)
+    return sorted(drawn)
 
 
 def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
@@ -110,18 +110,18 @@ def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
     longest, stride = 3, 1
     cut, computed = _cut(rewrite), {*rewrite, *_between(rewrite)}
     seen: set[Call | Apply] = set()
-    pending: list[Any] = [*rewrite, *rewrite.values()]
+    pending: list[Call | Apply] = [*rewrite, *rewrite.values()]
     while pending:
         part = pending.pop()
-        if not isinstance(part, Call | Apply) or part in cut or part in seen:
+        if part in cut or part in seen:
             continue
         seen.add(part)
         if isinstance(part.value, Conv):
             longest = max(longest, *_reach(part.value), 1)
             stride = max(stride, *part.value.stride, 1)
         if isinstance(part, Apply) or not isinstance(part.value, Opaque) or part in computed:
-            pending.extend(part.inputs)
-            pending.extend(part.options.values() if isinstance(part, Apply) else ())
+            options = dict(part.options) if isinstance(part, Apply) else {}
+            pending.extend(found((part.inputs, options), (Call, Apply)))
     return longest, stride
 
 
@@ -174,16 +174,11 @@ class _Evaluation:
     def __call__(self, part: Call | Apply) -> Any:
         if part not in self.results:
             if isinstance(part, Call):
-                args, kwargs = pytree.tree_map_only(
-                    fx.Node, lambda node: self(Call(node)), (part.node.args, part.node.kwargs)
+                args, kwargs = mapped(
+                    (part.node.args, part.node.kwargs), fx.Node, lambda node: self(Call(node))
                 )
             else:
-                args, kwargs = pytree.tree_map_only(
-                    (Call, Apply),
-                    self,
-                    (part.inputs, dict(part.options)),
-                    is_leaf=lambda p: isinstance(p, Call | Apply),
-                )
+                args, kwargs = mapped((part.inputs, dict(part.options)), (Call, Apply), self)
             with torch.no_grad():
                 self.results[part] = _widened(part.value)(*args, **kwargs)
         return self.results[part]

@@ -1,12 +1,13 @@
 """Evaluate what depends on parameters, buffers and literals alone, in float64."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reparam.arguments import mapped
 from reparam.capture import Capture
 
 
@@ -34,6 +35,7 @@ class Constants:
         """`barred` nodes are not evaluated: something writes to them."""
         self._contents: dict[fx.Node, Any] = {}
         self._computed: set[fx.Node] = set()
+        self._dtypes: dict[fx.Node, torch.dtype] = {}
         for node in capture.graph.nodes:
             if node in barred:
                 continue
@@ -46,13 +48,26 @@ class Constants:
         """Whether the node is a constant."""
         return node in self._contents
 
-    def computed(self, node: fx.Node) -> bool:
-        """Whether it is the result of a computation, not an attribute of the model."""
-        return node in self._computed
+    def operations(self, node: fx.Node, inputs: Iterable[fx.Node]) -> int:
+        """How many constants are computed for a call that is not applied to them."""
+        pending = [source for source in node.all_input_nodes if source not in inputs]
+        needed: set[fx.Node] = set()
+        while pending:
+            source = pending.pop()
+            if source in self._computed and source not in needed:
+                needed.add(source)
+                pending.extend(source.all_input_nodes)
+        return len(needed)
 
     def content(self, argument: Any) -> Any:
         """The value of a constant node, and None for any other argument."""
         return self._contents.get(argument) if isinstance(argument, fx.Node) else None
+
+    def dtype(self, node: Any) -> torch.dtype | None:
+        """The dtype that a constant has in the model, which its content is wider than."""
+        content = self.content(node)
+        own = content.dtype if isinstance(content, Tensor) else None
+        return self._dtypes.get(node, own)
 
     def _constant_inputs(self, node: fx.Node) -> bool:
         inputs = node.all_input_nodes
@@ -64,7 +79,7 @@ class Constants:
             wide = isinstance(content, Tensor) and content.is_floating_point()
             return content.detach().double() if wide else content
 
-        args, kwargs = pytree.tree_map_only(fx.Node, load, (node.args, node.kwargs))
+        args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
         try:
             with torch.no_grad(), _PureCalls():
                 if node.op == "call_method":
@@ -75,3 +90,26 @@ class Constants:
             return
         self._contents[node] = result
         self._computed.add(node)
+        if isinstance(result, Tensor) and result.is_floating_point():
+            self._dtypes[node] = self._plain_dtype(node, result)
+
+    def _plain_dtype(self, node: fx.Node, result: Tensor) -> torch.dtype:
+        """The dtype of a computed constant when nothing is widened, by a run without memory."""
+
+        def load(source: fx.Node) -> Any:
+            content = self._contents[source]
+            dtype = self.dtype(source)
+            return content.to("meta", dtype) if isinstance(content, Tensor) else content
+
+        args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
+        target: Any = node.target
+        try:
+            with torch.no_grad():
+                plain = (
+                    getattr(args[0], target)(*args[1:], **kwargs)
+                    if node.op == "call_method"
+                    else target(*args, **kwargs)
+                )
+        except Exception:
+            return result.dtype
+        return plain.dtype

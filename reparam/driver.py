@@ -3,10 +3,11 @@
 import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from reparam.arguments import found
 from reparam.check import check
 from reparam.cost import Cost, cost
 from reparam.errors import Declined, Rejected, first_line, require
@@ -113,6 +114,7 @@ class Driver:
         dead = self.values.dead_after(rewrite)
         parts = list(_applications(rewrite))
         old = _measure([c.value for c in dead])
+        old += Cost(sum(c.constant_operations for c in dead), 0)
         new = _measure([part.value for part in parts])
         require(new < old, f"it would not make the graph smaller: {_size(old)}, then {_size(new)}")
         _require_representable(rewrite, parts)
@@ -167,15 +169,13 @@ class Driver:
 def _applications(rewrite: dict[Call, Expression]) -> Any:
     """Every application in the expressions, each once."""
     seen: set[int] = set()
-    pending: list[Any] = list(rewrite.values())
+    pending: list[Expression] = list(rewrite.values())
     while pending:
         part = pending.pop()
         if isinstance(part, Apply) and id(part) not in seen:
             seen.add(id(part))
             yield part
-            pending.extend((*part.inputs, *part.options.values()))
-        elif isinstance(part, tuple | list):
-            pending.extend(cast("tuple[Any, ...]", part))
+            pending.extend(found((part.inputs, dict(part.options)), (Call, Apply)))
 
 
 def _measure(values: list[Value]) -> Cost:

@@ -8,9 +8,9 @@ its form. What nobody here knows may write to whatever it is given.
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from reparam import known
+from reparam.arguments import found
 from reparam.capture import Capture
 from reparam.meaning import has_meaning
 from reparam.values import CONVOLUTIONS
@@ -94,11 +94,7 @@ def _owners(held: set[int], capture: Capture) -> set[fx.Node]:
 
 def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
     """What a call writes to, or may."""
-    sources = [
-        leaf
-        for leaf in pytree.tree_leaves((node.args, node.kwargs))
-        if isinstance(leaf, fx.Node) and not _is_size(leaf)
-    ]
+    sources = [leaf for leaf in found((node.args, node.kwargs), fx.Node) if not _is_size(leaf)]
     if node.op == "call_module":
         module = capture.attribute(str(node.target))
         if has_meaning(module):

@@ -1,20 +1,15 @@
 """What is known of a call's result without running the model: sizes, number of axes, dtype.
 
-A fact is a `TensorFacts`; or for the arithmetic of sizes a `Size`, a tuple of them or a
-bool; or None.
-Sizes are symbolic (`reparam.sizes`), so the facts hold for every input that the model takes.
+A fact is a `TensorFacts`; for the arithmetic of sizes a `Size` or a bool; a tuple of these; or
+None. Sizes are symbolic (`reparam.sizes`), so the facts hold for every input that the model takes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, cast
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
 
-from reparam import known
-from reparam.sizes import ONE, Size, SymbolTable
-from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Sum, Value
+from reparam.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -38,165 +33,4 @@ class TensorFacts:
         return self.axes[-n - 1].factor
 
 
-Facts: TypeAlias = TensorFacts | Size | tuple[Size, ...] | bool | None
-
-
-def facts_of(
-    value: Value,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    facts: Callable[[Any], Any],
-    symbols: SymbolTable,
-) -> Facts:
-    """What follows for a call of a value from the `facts` of its arguments."""
-    operands = [facts(argument) for argument in args]
-    first = operands[0] if operands else None
-    match value:
-        case Constant(content):
-            return _constant(content)
-        case Conv():
-            return _conv(value, first, symbols) if isinstance(first, TensorFacts) else None
-        case BatchNorm():
-            return first
-        case Sum():
-            return _broadcast(operands)
-        case Shape(axis, rank):
-            return _rank(first) if rank else _sizes(first, axis)
-        case Layout():
-            return _layout(value, first, operands[1:]) if isinstance(first, TensorFacts) else None
-        case Opaque():
-            return _opaque(value, operands, {name: facts(v) for name, v in kwargs.items()})
-        case _:
-            return None
-
-
-def _constant(content: Any) -> Facts:
-    if isinstance(content, torch.Tensor):
-        return TensorFacts(tuple(map(Size, content.shape)), True, content.dtype)
-    return Size(content) if type(content) is int else None
-
-
-def _conv(conv: Conv, x: TensorFacts, symbols: SymbolTable) -> Facts:
-    if len(x.axes) <= conv.n:
-        return None
-    lead, spatial = x.axes[: len(x.axes) - conv.n - 1], x.axes[len(x.axes) - conv.n :]
-    sizes: list[Size] = []
-    axes = zip(spatial, conv.stride, conv.padding, conv.dilation, conv.kernel, strict=True)
-    for size, stride, sides, dilation, kernel in axes:
-        sizes.append(symbols.windows(size, stride, sum(sides) - dilation * (kernel - 1) - 1))
-    dtype = x.dtype
-    if not conv.affine:
-        dtype = dtype or conv.weight.dtype
-    elif dtype is not None:
-        dtype = torch.promote_types(dtype, conv.weight.dtype)  # torch multiplies, then adds
-    return TensorFacts((*lead, Size(conv.out_channels), *sizes), x.exact, dtype)
-
-
-def _broadcast(operands: list[Any]) -> Facts:
-    """The facts of an elementwise operation. Numbers take part, unknown operands spoil it."""
-    tensors = [operand for operand in operands if isinstance(operand, TensorFacts)]
-    others = [operand for operand in operands if not isinstance(operand, TensorFacts | float | int)]
-    if not tensors or others:
-        return None
-    result = tensors[0]
-    for other in tensors[1:]:
-        if not (result.exact and other.exact):
-            if result.axes == other.axes and result.exact == other.exact:
-                continue
-            return None
-        rank = max(len(result.axes), len(other.axes))
-        a, b = ((ONE,) * (rank - len(t.axes)) + t.axes for t in (result, other))
-        if any(p != q and ONE not in (p, q) for p, q in zip(a, b, strict=True)):
-            return None
-        axes = tuple(q if p == ONE else p for p, q in zip(a, b, strict=True))
-        result = replace(result, axes=axes)
-    dtypes = {tensor.dtype for tensor in tensors if tensor.axes or len(tensors) == 1}
-    return replace(result, dtype=dtypes.pop() if len(dtypes) == 1 else None)
-
-
-def _rank(x: Any) -> Facts:
-    return Size(len(x.axes)) if isinstance(x, TensorFacts) and x.exact else None
-
-
-def _sizes(x: Any, axis: int | None) -> Facts:
-    if not isinstance(x, TensorFacts):
-        return None
-    if axis is None:
-        return x.axes if x.exact else None
-    if not -len(x.axes) <= axis < (len(x.axes) if x.exact else 0):
-        return None
-    return x.axes[axis]
-
-
-def _layout(layout: Layout, x: TensorFacts, sizes: list[Any]) -> Facts:
-    if layout.kind == "permute":
-        if len(layout.axes) > len(x.axes):
-            return None
-        kept = x.axes[: len(x.axes) - len(layout.axes)]
-        return replace(x, axes=kept + tuple(x.axes[axis] for axis in layout.axes))
-    if not x.exact:
-        return None
-    if layout.kind == "select":
-        axis = layout.index[0] + len(x.axes)
-        return replace(x, axes=x.axes[:axis] + x.axes[axis + 1 :])
-    if layout.kind == "slice":
-        axis = layout.index[0] + len(x.axes)
-        return replace(x, axes=(*x.axes[:axis], Size(layout.length), *x.axes[axis + 1 :]))
-    new = known.reshaped(layout.target, x.axes, sizes)
-    return None if new is None else replace(x, axes=new)
-
-
-def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts:
-    kind = known.kind(value.target)
-    first = operands[0] if operands else None
-    if kind == "pointwise" and isinstance(first, TensorFacts):
-        casts = "dtype" in kwargs or any(isinstance(o, torch.dtype) for o in operands)
-        return replace(first, dtype=None) if casts else first
-    if kind == "elementwise":
-        if all(isinstance(operand, Size | int) for operand in operands):
-            return _arithmetic(value.target, operands)
-        facts = _broadcast([*operands, *kwargs.values()])
-        if isinstance(facts, TensorFacts) and known.name(value.target) in known.COMPARISONS:
-            return replace(facts, dtype=torch.bool)
-        return facts
-    if kind == "matmul" and len(operands) == 2:
-        return _matmul(*operands)
-    if kind == "attention" and len(operands) > 2:
-        query, _, values = operands[:3]
-        if isinstance(query, TensorFacts) and isinstance(values, TensorFacts):
-            return replace(query, axes=(*query.axes[:-1], values.axes[-1]))
-    if kind == "pool" and isinstance(first, TensorFacts) and len(first.axes) > 2:
-        if not isinstance(value.target, nn.Module) and operands[1:] not in ([1], [(1, 1)]):
-            return None
-        return replace(first, axes=(*first.axes[:-2], ONE, ONE))
-    if kind == "getitem" and isinstance(first, tuple) and type(operands[1]) is int:
-        return _item(cast("tuple[Any, ...]", first), operands[1])
-    return None
-
-
-def _item(sizes: tuple[Any, ...], index: int) -> Facts:
-    item = sizes[index] if -len(sizes) <= index < len(sizes) else None
-    return item if isinstance(item, Size) else None
-
-
-def _arithmetic(function: Any, operands: list[Any]) -> Facts:
-    """Products and exact quotients of sizes."""
-    if len(operands) != 2:
-        return None
-    a, b = (Size(operand) if isinstance(operand, int) else operand for operand in operands)
-    name = getattr(function, "__name__", "")
-    if name == "mul":
-        return a * b
-    if name == "floordiv":
-        return a.divided_by(b)
-    if name == "eq" and (a == b or (a.known and b.known)):
-        return a == b
-    return None
-
-
-def _matmul(a: Any, b: Any) -> Facts:
-    if not (isinstance(a, TensorFacts) and isinstance(b, TensorFacts)):
-        return None
-    if not (a.exact and b.exact and len(a.axes) == len(b.axes) >= 2) or a.axes[:-2] != b.axes[:-2]:
-        return None
-    return replace(a, axes=(*a.axes[:-1], b.axes[-1]))
+Facts: TypeAlias = TensorFacts | Size | tuple[Any, ...] | bool | None

@@ -6,14 +6,15 @@ the nodes. Once it is lifted, only the driver edits it, through `ValueGraph.repl
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from reparam.arguments import found, mapped
 from reparam.errors import require
-from reparam.facts import Facts, TensorFacts, facts_of
+from reparam.facts import Facts, TensorFacts
+from reparam.inference import facts_of
 from reparam.sizes import SymbolTable
 from reparam.values import Opaque, Shape, Value
 
@@ -43,32 +44,41 @@ class Call:
     @property
     def inputs(self) -> tuple["Call", ...]:
         """The calls in argument position, one entry per position: `add(x, x)` has two."""
-        return tuple(map(Call, _nodes((self.node.args, self.node.kwargs))))
+        return tuple(map(Call, found((self.node.args, self.node.kwargs), fx.Node)))
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """The positional arguments as they were passed, with calls among numbers."""
-        return pytree.tree_map_only(fx.Node, Call, self.node.args)
+        return mapped(self.node.args, fx.Node, Call)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments as they were passed, with calls among numbers."""
+        return dict(mapped(self.node.kwargs, fx.Node, Call))
 
     def on(self, x: "Expression") -> "Apply":
         """The same call with another first argument, its further ones and options as they are."""
-        options = pytree.tree_map_only(fx.Node, Call, self.node.kwargs)
-        return Apply(self.value, (x, *self.arguments[1:]), options)
+        return Apply(self.value, (x, *self.arguments[1:]), self.options)
 
     @property
     def readers(self) -> tuple["Call", ...]:
         """Who reads the tensor, one entry per argument position; reads of its shape don't count."""
-        found: list[Call] = []
+        readers: list[Call] = []
         for user in self.node.users:
             reader = Call(user)
             if not isinstance(reader.value, Shape):
-                found.extend(reader for source in reader.inputs if source == self)
-        return tuple(found)
+                readers.extend(reader for source in reader.inputs if source == self)
+        return tuple(readers)
 
     @property
     def traits(self) -> "Traits":
         """What its weights keep through a rewrite."""
         return self.node.meta.get("traits", Traits())
+
+    @property
+    def constant_operations(self) -> int:
+        """How many operations compute its weights anew in every call."""
+        return self.node.meta.get("constant_operations", 0)
 
     @property
     def facts(self) -> Facts:
@@ -197,11 +207,10 @@ class ValueGraph:
         if isinstance(expression, Call):
             return expression
         if id(expression) not in built:
-            inputs, options = pytree.tree_map_only(
+            inputs, options = mapped(
+                (expression.inputs, dict(expression.options)),
                 (Call, Apply),
                 lambda part: self._build(part, root, built, new).node,
-                (expression.inputs, dict(expression.options)),
-                is_leaf=lambda part: isinstance(part, Call | Apply),
             )
             call = self.apply(expression.value, inputs, options, root.node.name)
             if call.shape is not None and root.shape is not None:
@@ -210,17 +219,6 @@ class ValueGraph:
             built[id(expression)] = call
             new.append(call)
         return built[id(expression)]
-
-
-def _nodes(argument: Any) -> Iterator[fx.Node]:
-    """The nodes in an argument, one entry per position."""
-    if isinstance(argument, fx.Node):
-        yield argument
-    elif isinstance(argument, tuple | list):
-        for part in cast("tuple[Any, ...]", argument):
-            yield from _nodes(part)
-    elif isinstance(argument, dict):
-        yield from _nodes(tuple(cast("dict[str, Any]", argument).values()))
 
 
 @dataclass(frozen=True)
@@ -267,17 +265,15 @@ def removable(call: Call) -> bool:
 
 def leaves(expressions: Iterable[Expression]) -> Iterator[Call]:
     """The calls that expressions are applied to."""
-    pending: list[Any] = list(expressions)
+    pending: list[Expression] = list(expressions)
     while pending:
         part = pending.pop()
         if isinstance(part, Call):
             yield part
-        elif isinstance(part, Apply):
-            pending.extend((*part.inputs, *part.options.values()))
-        elif isinstance(part, tuple | list):
-            pending.extend(cast("tuple[Any, ...]", part))
+        else:
+            pending.extend(found((part.inputs, dict(part.options)), (Call, Apply)))
 
 
 def _facts(argument: Any) -> Any:
     """An argument with the facts of nodes in their place."""
-    return pytree.tree_map_only(fx.Node, lambda node: node.meta.get("facts"), argument)
+    return mapped(argument, fx.Node, lambda node: node.meta.get("facts"))

@@ -1,7 +1,8 @@
 """What is learned of a tensor from the calls that read it, where its maker does not tell."""
 
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,26 +12,15 @@ from reparam import known
 from reparam.facts import TensorFacts
 from reparam.graph import Call
 from reparam.sizes import Size, SymbolTable
-from reparam.values import BatchNorm, Conv, Opaque
+from reparam.values import BatchNorm, Conv, Opaque, Shape
 from reparam.verify import split_inputs
 
 
-@dataclass(frozen=True)
-class Learned:
-    """Facts of tensors that are known from what reads them.
-
-    Attributes:
-        facts: by the call that makes the tensor.
-        premises: the assertions that facts rest on, with that call.
-    """
-
-    facts: dict[fx.Node, TensorFacts]
-    premises: dict[fx.Node, fx.Node]
+Learned = dict[fx.Node, TensorFacts]
+"""Facts of tensors that are known from what reads them, by the call that makes the tensor."""
 
 
-def given_facts(
-    graph: fx.Graph, example_inputs: Any, symbols: SymbolTable
-) -> dict[fx.Node, TensorFacts]:
+def given_facts(graph: fx.Graph, example_inputs: Any, symbols: SymbolTable) -> Learned:
     """What example inputs tell of a graph's inputs: dtypes and numbers of axes, not sizes."""
     args, kwargs = split_inputs(() if example_inputs is None else example_inputs)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -65,3 +55,94 @@ def keeps_axes(call: Call) -> bool:
     if isinstance(value, Conv | BatchNorm):
         return True
     return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
+
+
+class Learner:
+    """Notes what calls demand of their inputs, where the inputs themselves are not known.
+
+    A batch norm over images, for one, takes tensors of four axes only: so much is then known of
+    whatever led there by steps that keep the axes.
+    """
+
+    def __init__(
+        self,
+        learned: Learned,
+        lifted: dict[fx.Node, fx.Node],
+        facts: Callable[[Any], Any],
+        symbols: SymbolTable,
+    ) -> None:
+        """`lifted` are the nodes of the graph of values, by the traced ones; so are the facts."""
+        self._learned = learned
+        self._lifted = lifted
+        self._facts = facts
+        self._fresh = symbols.fresh
+
+    def heed(self, node: fx.Node) -> None:
+        """Learn a number of axes from an assertion, a permutation or a read of sizes."""
+        called = known.name(node.target)
+        if node.target is known.ASSERT:
+            self._heed_assertion(node)
+        elif called == "getitem" and isinstance(node.args[0], fx.Node):
+            self._heed_index(node.args[0], node.args[1])
+        elif called == "permute" and not node.kwargs and isinstance(node.args[0], fx.Node):
+            order = node.args[1:]
+            several = order[0] if len(order) == 1 else order
+            if isinstance(several, tuple | list) and len(several) > 1:
+                self.demand(node.args[0], len(several) - 2, exact=True)
+
+    def _heed_assertion(self, node: fx.Node) -> None:
+        """Whether what a convolution makes has a batch axis is all that is learned so.
+
+        Where the number of axes could be any, the assertion is all there is, and has to stay.
+        """
+        condition: Any = node.args[0]
+        if not (isinstance(condition, fx.Node) and condition.target is operator.eq):
+            return
+        rank, axes = condition.args
+        value = Call(self._lifted[rank]).value if rank in self._lifted else None
+        if isinstance(rank, fx.Node) and isinstance(value, Shape) and value.rank:
+            tensor = rank.all_input_nodes[0]
+            if isinstance(axes, int) and self._lacks_batch(tensor, axes):
+                self.demand(tensor, axes - 2, exact=True)
+
+    def _heed_index(self, sizes: fx.Node, index: Any) -> None:
+        """A convolution takes one axis in front of its channels at most: a size of it is read."""
+        value = Call(self._lifted[sizes]).value if sizes in self._lifted else None
+        if not isinstance(value, Shape) or value.rank or value.axis is not None:
+            return
+        tensor = sizes.all_input_nodes[0]
+        if type(index) is int and self._lacks_batch(tensor, index + 1):
+            self.demand(tensor, index - 1, exact=True)
+
+    def _lacks_batch(self, tensor: fx.Node, axes: int) -> bool:
+        """Whether a tensor is known to have so many axes, or one less and no batch."""
+        have = self._facts(tensor)
+        return isinstance(have, TensorFacts) and not have.exact and len(have.axes) == axes - 1 > 1
+
+    def demand(
+        self,
+        node: fx.Node,
+        n: int,
+        channels: int | None = None,
+        dtype: torch.dtype | None = None,
+        exact: bool = False,
+    ) -> None:
+        """Note that a tensor has channels before n spatial axes; if `exact`, one axis more."""
+        have = self._learned.get(node) or self._facts(node)
+        while isinstance(have, TensorFacts) and node not in self._learned:
+            # It follows from what came before: if the axes are the same there, learn it there.
+            if have.dtype is None and dtype is not None:
+                self._learned[node] = replace(have, dtype=dtype)
+            if not exact or have.exact or not keeps_axes(Call(self._lifted[node])):
+                return
+            node = node.all_input_nodes[0]
+            have = self._learned.get(node) or self._facts(node)
+            channels, dtype = None, None
+        if isinstance(have, TensorFacts):
+            self._learned[node] = refined(have, n, channels, dtype, exact, self._fresh)
+        elif have is None:
+            width = self._fresh() if channels is None else Size(channels)
+            axes = (width, *(self._fresh() for _ in range(n)))
+            facts = TensorFacts((self._fresh(), *axes) if exact else axes, exact, dtype)
+            self._learned[node] = facts
+            self._lifted[node].meta["facts"] = facts

@@ -5,29 +5,29 @@ arguments became part of its value, is kept in the node's `source`, so that a ca
 touches is lowered to just what it was.
 """
 
+import functools
 import itertools
-import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from reparam import known
+from reparam.arguments import found, mapped
 from reparam.capture import Capture
 from reparam.constants import Constants
 from reparam.effects import fenced, out_of_place
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
 from reparam.graph import Call, ValueGraph, removable, traits
-from reparam.learned import Learned, given_facts, keeps_axes, refined
+from reparam.learned import Learned, Learner, given_facts
 from reparam.lift_functions import ARGUMENTS, RULES, Lifted, permutation
 from reparam.lift_modules import CONVS, module_value
 from reparam.meaning import has_meaning, meaning_of
-from reparam.sizes import Size, SymbolTable
+from reparam.sizes import SymbolTable
 from reparam.tracer import hooked
-from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Value
+from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +55,9 @@ class _Lifter:
         self.values = ValueGraph(symbols)
         self.fence = fenced(capture)
         self.constants = Constants(capture, self.fence)
-        self.learned = learned.facts
-        self.premises = learned.premises
+        self.learned = learned
         self.lifted: dict[fx.Node, fx.Node] = {}
+        self.learner = Learner(learned, self.lifted, self.facts, symbols)
 
     def constant(self, argument: Any) -> Any:
         return self.constants.content(argument)
@@ -87,7 +87,7 @@ class _Lifter:
                 self.values.graph.erase_node(node)
 
     def _mapped(self, argument: Any) -> Any:
-        return pytree.tree_map_only(fx.Node, self._node, argument)
+        return mapped(argument, fx.Node, self._node)
 
     def _node(self, node: fx.Node) -> fx.Node:
         """The node of the graph of values; constants are transcribed when first read."""
@@ -101,22 +101,25 @@ class _Lifter:
 
     def _call(self, node: fx.Node) -> None:
         """Transcribe a call: by its rule, or as opaque."""
-        if node.target is known.ASSERT:
-            self._heed(node)
+        self.learner.heed(node)
         reason = "another call writes to a tensor that it touches" if node in self.fence else None
         try:
-            found = None if reason else self._rule(node)
+            lifted = None if reason else self._rule(node)
         except Declined as declined:
-            found, reason = None, declined.reason
+            lifted, reason = None, declined.reason
         except (LookupError, TypeError, ValueError) as error:
             # A call that is written in a way no rule foresaw is no reason to refuse a model.
-            found, reason = None, f"its arguments are not understood ({error})"
-        if found is None:
+            lifted, reason = None, f"its arguments are not understood ({error})"
+        if lifted is None:
             self._opaque(node, reason)
             return
-        value, args = found
-        inputs = tuple(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, fx.Node))
-        self._demand(node, value, args)
+        value, args = lifted
+        inputs = tuple(found(args, fx.Node))
+        if isinstance(value, Conv) and (not value.affine or self._convolves(node)):
+            dtype = self._weight_dtype(node)
+            self.learner.demand(args[0], value.n, value.in_channels, dtype)
+        elif isinstance(value, BatchNorm) and value.n is not None:
+            self.learner.demand(args[0], value.n, value.mean.numel(), exact=True)
         source = None if isinstance(value, Layout) else Source(node, inputs)
         self._add(node, value, self._mapped(args), {}, source)
 
@@ -130,15 +133,30 @@ class _Lifter:
         path: str | None = None,
     ) -> None:
         call = self.values.apply(value, args, kwargs, node.name)
-        if node in self.learned and call.facts is None:
+        if node in self.learned and (call.shape is None or call.shape.dtype is None):
             call.node.meta["facts"] = self.learned[node]
+        elif isinstance(value, Conv) and value.affine and call.shape and call.shape.dtype:
+            call.node.meta["facts"] = replace(call.shape, dtype=self._promoted(node))
         call.node.meta["path"] = path or _path(node)
         call.node.meta["source"] = source
+        call.node.meta["constant_operations"] = (
+            0 if source is None else self.constants.operations(node, source.inputs)
+        )
         call.node.meta["module"] = node.op == "call_module"
         call.node.meta["traits"] = traits(
             self._tensors(node), isinstance(value, Conv) and not _multiplies(node)
         )
         self.lifted[node] = call.node
+
+    def _promoted(self, node: fx.Node) -> torch.dtype | None:
+        """The dtype of a product with a scale, whose content may be wider than in the model."""
+        inputs = node.all_input_nodes
+        known_ones = [self.facts(s) for s in inputs if s not in self.constants]
+        dtypes = [f.dtype if isinstance(f, TensorFacts) else None for f in known_ones]
+        dtypes += [self.constants.dtype(s) for s in inputs if s in self.constants]
+        if node.op == "call_module":
+            dtypes += [parameter.dtype for parameter in self._tensors(node)]
+        return None if None in dtypes else functools.reduce(torch.promote_types, dtypes)
 
     def _tensors(self, node: fx.Node) -> list[Any]:
         """The parameters of the module that is called, or the constants that a call reads."""
@@ -150,7 +168,7 @@ class _Lifter:
         """Carry a call through as it is; a write that nobody sees becomes out-of-place."""
         target: Any = node.target
         module = self.capture.attribute(target) if node.op == "call_module" else None
-        pinned = node in self.fence or node in self.premises
+        pinned = node in self.fence
         kwargs = dict(node.kwargs)
         if node not in self.fence:
             target, kwargs = out_of_place(node)
@@ -199,33 +217,6 @@ class _Lifter:
         value = meaning_of(module, facts) if has_meaning(module) else module_value(module, axes)
         return None if value is None else (value, (node.args[0],))
 
-    def _heed(self, node: fx.Node) -> None:
-        """Learn the number of axes from an assertion of it, which then stays."""
-        condition: Any = node.args[0]
-        if not (isinstance(condition, fx.Node) and condition.target is operator.eq):
-            return
-        rank, axes = condition.args
-        value = Call(self.lifted[rank]).value if isinstance(rank, fx.Node) else None
-        if not (isinstance(rank, fx.Node) and isinstance(value, Shape) and value.rank):
-            return
-        if isinstance(axes, int) and axes > 1:
-            before = dict(self.learned)
-            self._learn(rank.all_input_nodes[0], axes - 2, None, None, exact=True)
-            for learned, facts in self.learned.items():
-                if before.get(learned) != facts:
-                    self.premises[node] = learned
-
-    def _demand(self, node: fx.Node, value: Value, args: tuple[Any, ...]) -> None:
-        """Note what a value needs of its input, where the input itself is not known.
-
-        A batch norm over images, for one, takes tensors of four axes only: so much is then known
-        of whatever led there by steps that keep the axes.
-        """
-        if isinstance(value, Conv) and (not value.affine or self._convolves(node)):
-            self._learn(args[0], value.n, value.in_channels, value.weight.dtype, exact=False)
-        elif isinstance(value, BatchNorm) and value.n is not None:
-            self._learn(args[0], value.n, value.mean.numel(), None, exact=True)
-
     def _convolves(self, node: fx.Node) -> bool:
         """Whether torch runs it as a convolution, which a product with a scale is not."""
         if node.op != "call_module":
@@ -233,26 +224,14 @@ class _Lifter:
         module = self.capture.attribute(str(node.target))
         return isinstance(module, (nn.Linear, *CONVS)) and not has_meaning(module)
 
-    def _learn(
-        self, node: fx.Node, n: int, channels: int | None, dtype: torch.dtype | None, exact: bool
-    ) -> None:
-        """Note that a tensor has channels before n spatial axes; if `exact`, one axis more."""
-        fresh = self.values.symbols.fresh
-        have = self.learned.get(node) or self.facts(node)
-        while isinstance(have, TensorFacts) and node not in self.learned:
-            # It follows from what came before: if the axes are the same there, learn it there.
-            if not exact or have.exact or not keeps_axes(Call(self.lifted[node])):
-                return
-            node = node.all_input_nodes[0]
-            have = self.learned.get(node) or self.facts(node)
-            channels, dtype = None, None
-        if isinstance(have, TensorFacts):
-            self.learned[node] = refined(have, n, channels, dtype, exact, fresh)
-        elif have is None:
-            width = fresh() if channels is None else Size(channels)
-            axes = (width, *(fresh() for _ in range(n)))
-            self.learned[node] = TensorFacts((fresh(), *axes) if exact else axes, exact, dtype)
-            self.lifted[node].meta["facts"] = self.learned[node]
+    def _weight_dtype(self, node: fx.Node) -> torch.dtype | None:
+        """The dtype of a convolution's weight in the model, however it is computed."""
+        if node.op == "call_module":
+            parameters = self.capture.attribute(str(node.target)).parameters()
+            return next((p.dtype for p in parameters if p.is_floating_point()), None)
+        _, options = out_of_place(node)
+        weight = options.get("weight", node.args[1] if len(node.args) > 1 else None)
+        return self.constants.dtype(weight)
 
 
 def _multiplies(node: fx.Node) -> bool:
@@ -277,17 +256,14 @@ def lift_graph(capture: Capture, example_inputs: Any = None) -> ValueGraph:
     in the first rounds just that is kept.
     """
     symbols = SymbolTable()
-    learned = Learned(given_facts(capture.graph, example_inputs, symbols), {})
+    learned = given_facts(capture.graph, example_inputs, symbols)
     for round_ in itertools.count():
-        before = replace(learned, facts=dict(learned.facts), premises=dict(learned.premises))
+        before = dict(learned)
         values = _Lifter(capture, learned, symbols).run()
-        new = [node for node, facts in learned.facts.items() if before.facts.get(node) != facts]
+        new = [node for node, facts in learned.items() if before.get(node) != facts]
         if not new:
             return values
         if round_ < MOST_ROUNDS:
             first = min(new)
-            premises = {p: node for p, node in learned.premises.items() if node is first}
-            learned = Learned(
-                before.facts | {first: learned.facts[first]}, before.premises | premises
-            )
+            learned = before | {first: learned[first]}
     raise AssertionError("each round learns something of a finite graph")

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from reparam.algebra import border_bias
+from reparam.arguments import mapped
 from reparam.capture import Capture, modules_of
 from reparam.effects import out_of_place
 from reparam.graph import Call, ValueGraph
@@ -78,7 +78,7 @@ class _Lowerer:
 
     def _call(self, call: Call) -> Any:
         value, args = call.value, call.node.args
-        inputs: Any = pytree.tree_map_only(fx.Node, self._node, (args, call.node.kwargs))
+        inputs: Any = mapped((args, call.node.kwargs), fx.Node, self._node)
         source = call.node.meta.get("source")
         if isinstance(source, Source):
             return self._unchanged(source, dict(zip(source.inputs, inputs[0], strict=True)))
@@ -120,7 +120,7 @@ class _Lowerer:
             self._keep(str(node.target))
         # No name is passed on: fx's own numbering is what a trace of the result would give too.
         target, options = out_of_place(node)
-        args, kwargs = pytree.tree_map_only(fx.Node, argument, (node.args, options))
+        args, kwargs = mapped((node.args, options), fx.Node, argument)
         return self.graph.create_node(node.op, target, args, kwargs)
 
     def _keep(self, path: str, as_it_is: bool = False) -> None:

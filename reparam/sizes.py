@@ -8,6 +8,7 @@ Monomials over interned symbols are all the algebra that takes.
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 
 class Symbol:
@@ -73,11 +74,18 @@ class SymbolTable:
         """Start without any."""
         self._count = 0
         self._windows: dict[tuple[Size, int, int], Size] = {}
+        self._derived: dict[tuple[Any, ...], Size] = {}
 
     def fresh(self) -> Size:
         """A size of which nothing is known."""
         self._count += 1
         return Size(1, (Symbol(self._count),))
+
+    def derived(self, key: tuple[Any, ...]) -> Size:
+        """A size that follows in some way from what the key says: the same key, the same size."""
+        if key not in self._derived:
+            self._derived[key] = self.fresh()
+        return self._derived[key]
 
     def windows(self, size: Size, stride: int, slack: int) -> Size:
         """How many windows fit: `floor((size + slack) / stride) + 1`."""

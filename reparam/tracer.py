@@ -208,7 +208,8 @@ class _State:
         changed = [name for name in {**now, **self.attributes} if self._differs(name, now)]
         for container, content in self.containers:
             if list(_items(container)) != list(_items(content)):
-                changed += [n for n, value in self.attributes.items() if value is container]
+                if not _remembers(container, content):
+                    changed += [n for n, value in self.attributes.items() if value is container]
                 container.clear()
                 getattr(container, "extend" if type(container) is list else "update")(content)
         for name in changed:
@@ -221,6 +222,27 @@ class _State:
     def _differs(self, name: str, now: dict[str, Any]) -> bool:
         missing = object()
         return now.get(name, missing) is not self.attributes.get(name, missing)
+
+
+def _remembers(now: Any, before: Any) -> bool:
+    """Whether a dictionary only gained results that no input has a part in.
+
+    It is a cache then: to compute them anew in every call gives the same.
+    """
+    if not isinstance(now, dict):
+        return False
+    old = cast("dict[Any, Any]", before)
+    new = cast("dict[Any, Any]", now)
+    kept = all(key in new and new[key] is value for key, value in old.items())
+    added = [value for key, value in new.items() if key not in old]
+    return kept and all(isinstance(v, fx.Proxy) and _is_constant(v.node) for v in added)
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a node is computed from parameters and buffers alone."""
+    if node.op not in ("call_function", "call_method"):
+        return node.op == "get_attr"
+    return all(map(_is_constant, node.all_input_nodes))
 
 
 def _is_container(value: Any) -> bool:

@@ -1,0 +1,153 @@
+"""Infer what is known of a call's result from what is known of its arguments."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+
+from reparam import known
+from reparam.facts import Facts, TensorFacts
+from reparam.probe import probe
+from reparam.sizes import ONE, Size, SymbolTable
+from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Sum, Value
+
+
+def facts_of(
+    value: Value,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    facts: Callable[[Any], Any],
+    symbols: SymbolTable,
+) -> Facts:
+    """What follows for a call of a value from the `facts` of its arguments."""
+    operands = [facts(argument) for argument in args]
+    first = operands[0] if operands else None
+    match value:
+        case Constant(content):
+            return _constant(content)
+        case Conv():
+            return _conv(value, first, symbols) if isinstance(first, TensorFacts) else None
+        case BatchNorm():
+            return first
+        case Sum():
+            return _broadcast(operands)
+        case Shape(axis, rank):
+            return _rank(first) if rank else _sizes(first, axis)
+        case Opaque():
+            followed: Facts = None
+            if not isinstance(value, Layout):
+                followed = _opaque(value, operands, {name: facts(v) for name, v in kwargs.items()})
+            elif isinstance(first, TensorFacts):
+                followed = _layout(value, first, operands[1:])
+            if followed is None:
+                followed = probe(value.target, args, kwargs, facts, symbols)
+            return followed
+        case _:
+            return None
+
+
+def _constant(content: Any) -> Facts:
+    if isinstance(content, torch.Tensor):
+        return TensorFacts(tuple(map(Size, content.shape)), True, content.dtype)
+    return Size(content) if type(content) is int else None
+
+
+def _conv(conv: Conv, x: TensorFacts, symbols: SymbolTable) -> Facts:
+    if len(x.axes) <= conv.n:
+        return None
+    lead, spatial = x.axes[: len(x.axes) - conv.n - 1], x.axes[len(x.axes) - conv.n :]
+    sizes: list[Size] = []
+    axes = zip(spatial, conv.stride, conv.padding, conv.dilation, conv.kernel, strict=True)
+    for size, stride, sides, dilation, kernel in axes:
+        sizes.append(symbols.windows(size, stride, sum(sides) - dilation * (kernel - 1) - 1))
+    return TensorFacts((*lead, Size(conv.out_channels), *sizes), x.exact, x.dtype)
+
+
+def _broadcast(operands: list[Any]) -> Facts:
+    """The facts of an elementwise operation. Numbers take part, unknown operands spoil it."""
+    tensors = [operand for operand in operands if isinstance(operand, TensorFacts)]
+    others = [operand for operand in operands if not isinstance(operand, TensorFacts | float | int)]
+    if not tensors or others:
+        return None
+    result = tensors[0]
+    for other in tensors[1:]:
+        if not (result.exact and other.exact):
+            if result.axes == other.axes and result.exact == other.exact:
+                continue
+            return None
+        rank = max(len(result.axes), len(other.axes))
+        a, b = ((ONE,) * (rank - len(t.axes)) + t.axes for t in (result, other))
+        if any(p != q and ONE not in (p, q) for p, q in zip(a, b, strict=True)):
+            return None
+        axes = tuple(q if p == ONE else p for p, q in zip(a, b, strict=True))
+        result = replace(result, axes=axes)
+    dtypes = {tensor.dtype for tensor in tensors if tensor.axes or len(tensors) == 1}
+    return replace(result, dtype=dtypes.pop() if len(dtypes) == 1 else None)
+
+
+def _rank(x: Any) -> Facts:
+    return Size(len(x.axes)) if isinstance(x, TensorFacts) and x.exact else None
+
+
+def _sizes(x: Any, axis: int | None) -> Facts:
+    if not isinstance(x, TensorFacts):
+        return None
+    if axis is None:
+        return x.axes if x.exact else None
+    if not -len(x.axes) <= axis < (len(x.axes) if x.exact else 0):
+        return None
+    return x.axes[axis]
+
+
+def _layout(layout: Layout, x: TensorFacts, sizes: list[Any]) -> Facts:
+    if layout.kind == "permute":
+        if len(layout.axes) > len(x.axes):
+            return None
+        kept = x.axes[: len(x.axes) - len(layout.axes)]
+        return replace(x, axes=kept + tuple(x.axes[axis] for axis in layout.axes))
+    if not x.exact:
+        return None
+    if layout.kind == "select":
+        axis = layout.index[0] + len(x.axes)
+        return replace(x, axes=x.axes[:axis] + x.axes[axis + 1 :])
+    if layout.kind == "slice":
+        axis = layout.index[0] + len(x.axes)
+        return replace(x, axes=(*x.axes[:axis], Size(layout.length), *x.axes[axis + 1 :]))
+    new = known.reshaped(layout.target, x.axes, sizes)
+    return None if new is None else replace(x, axes=new)
+
+
+def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts:
+    kind = known.kind(value.target)
+    first = operands[0] if operands else None
+    if kind == "pointwise" and isinstance(first, TensorFacts):
+        casts = "dtype" in kwargs or any(isinstance(o, torch.dtype) for o in operands)
+        return None if casts else first
+    if kind == "elementwise":
+        if all(isinstance(operand, Size | int) for operand in operands):
+            return _arithmetic(value.target, operands)
+        if known.name(value.target) not in known.COMPARISONS:
+            return _broadcast([*operands, *kwargs.values()])
+    if kind == "getitem" and isinstance(first, tuple) and type(operands[1]) is int:
+        return _item(cast("tuple[Any, ...]", first), operands[1])
+    return None
+
+
+def _item(sizes: tuple[Any, ...], index: int) -> Facts:
+    return sizes[index] if -len(sizes) <= index < len(sizes) else None
+
+
+def _arithmetic(function: Any, operands: list[Any]) -> Facts:
+    """Products and exact quotients of sizes."""
+    if len(operands) != 2:
+        return None
+    a, b = (Size(operand) if isinstance(operand, int) else operand for operand in operands)
+    name = getattr(function, "__name__", "")
+    if name == "mul":
+        return a * b
+    if name == "floordiv":
+        return a.divided_by(b)
+    if name == "eq" and (a == b or (a.known and b.known)):
+        return a == b
+    return None

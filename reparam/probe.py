@@ -1,0 +1,134 @@
+"""Infer the sizes of a call's result by running it on tensors without memory.
+
+Symbolic sizes are given distinct primes, twice. A size of the result that both times is the same
+product of them is that product; whatever else it is, it is a size that follows from the same
+call of the same sizes.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from reparam import known
+from reparam.arguments import found, mapped
+from reparam.facts import Facts, TensorFacts
+from reparam.sizes import Size, Symbol, SymbolTable
+
+PRIMES = ((211, 223, 227, 229, 233, 239), (307, 311, 313, 317, 331, 337))
+"""Sizes for up to six symbols, twice: larger than most kernels, and small enough to multiply."""
+
+
+class _UnknownError(Exception):
+    """Something that the result depends on is not known."""
+
+
+def probe(
+    target: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    facts: Callable[[Any], Facts],
+    symbols: SymbolTable,
+) -> Facts:
+    """What is known of a call's result: a tensor, or a tuple or list of them.
+
+    Args:
+        target: a function of torch's, one of torch's modules, or the name of a method.
+        args, kwargs: with nodes in them.
+        facts: of a node.
+        symbols: where new sizes come from.
+
+    """
+    if not _torchs_own(target):
+        return None
+    given = [facts(node) for node in found((args, kwargs), fx.Node)]
+    tensors = [leaf for leaf in found(given, TensorFacts)]
+    free = _symbols(tensors, found(given, Size))
+    if len(free) > len(PRIMES[0]):
+        return None
+    try:
+        runs = [
+            _run(target, args, kwargs, facts, dict(zip(free, primes, strict=False)))
+            for primes in PRIMES
+        ]
+    except Exception:  # whatever it is, nothing is known of the result
+        return None
+    if not all(isinstance(run, Tensor | tuple | list) for run in runs):
+        return None
+    firsts, seconds = (found(run, Tensor) for run in runs)
+    if [t.ndim for t in firsts] != [t.ndim for t in seconds]:
+        return None
+    name = target if isinstance(target, str) else repr(target)
+    call = (name, repr(mapped((args, kwargs), fx.Node, facts)))
+    certain = all(tensor.dtype is not None for tensor in tensors)
+    described: list[TensorFacts] = []
+    for index, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
+        axes = tuple(
+            _monomial(pair, free) or symbols.derived((*call, index, axis))
+            for axis, pair in enumerate(zip(first.shape, second.shape, strict=True))
+        )
+        dtype = first.dtype if certain or not first.is_floating_point() else None
+        described.append(TensorFacts(axes, True, dtype))
+    return described[0] if isinstance(runs[0], Tensor) else tuple(described)
+
+
+def _torchs_own(target: Any) -> bool:
+    """Whether a target is torch's: nobody else's code is run."""
+    if isinstance(target, nn.Module):
+        return type(target).__module__.startswith("torch.nn.")
+    return isinstance(target, str) or known.home(target) is not None
+
+
+def _symbols(tensors: list[TensorFacts], sizes: list[Size]) -> list[Symbol]:
+    """The symbols in facts, in the order in which they were made."""
+    every = [*sizes, *(size for tensor in tensors for size in tensor.axes)]
+    return sorted({s for size in every for s in size.symbols}, key=lambda symbol: symbol.serial)
+
+
+def _run(
+    target: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    facts: Callable[[Any], Facts],
+    numbers: dict[Symbol, int],
+) -> Any:
+    """The result on tensors without memory."""
+
+    def concrete(node: fx.Node) -> Any:
+        given = facts(node)
+        if given is None:
+            raise _UnknownError
+        return mapped(given, (TensorFacts, Size), part)
+
+    def part(fact: TensorFacts | Size) -> Any:
+        if isinstance(fact, Size):
+            return fact.factor * prod(numbers[symbol] for symbol in fact.symbols)
+        if not fact.exact:
+            raise _UnknownError
+        sizes = [part(size) for size in fact.axes]
+        return torch.empty(sizes, dtype=fact.dtype or torch.float32, device="meta")
+
+    args, kwargs = mapped((args, kwargs), fx.Node, concrete)
+    args, kwargs = mapped((args, kwargs), Tensor, lambda tensor: tensor.to("meta"))
+    with torch.no_grad():
+        if isinstance(target, str):
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        if isinstance(target, nn.Module):
+            state = {**dict(target.named_parameters()), **dict(target.named_buffers())}
+            empty = {name: tensor.to("meta") for name, tensor in state.items()}
+            return functional_call(target, empty, args, kwargs)
+        return target(*args, **kwargs)
+
+
+def _monomial(sizes: tuple[int, int], free: list[Symbol]) -> Size | None:
+    """The product of an integer and symbols that both sizes are, if there is one."""
+    first, second = sizes
+    symbols: list[Symbol] = []
+    for symbol, one, other in zip(free, *PRIMES, strict=False):
+        while first and first % one == 0 and second % other == 0:
+            first, second = first // one, second // other
+            symbols.append(symbol)
+    return Size(first, tuple(symbols)) if first == second else None
