@@ -1,14 +1,14 @@
 """Fold a scale behind reshapes into the rows of the linear layer before them.
 
 Before:
-    q = scale · heads(linear(x)[:C]);   y = γ · reshape(transpose(linear(x)))
+    q = scale · heads(linear(x)[:C]);   a = scale · (q @ k);   y = γ · reshape(transpose(linear(x)))
 
 After:
     q = heads(linear'(x)[:C]);   y = reshape(transpose(linear'(x)))
 
 Algebra:
     s·(Wx + b) + t = (sW) x + (sb + t), on the rows that the scaled tensor holds; the other rows
-    keep s = 1 and t = 0.
+    keep s = 1 and t = 0. A number passes a product of matrices: c·(q @ k) = (c·q) @ k.
 
 Legal when:
     Each element of the scaled tensor holds one known row, and whatever else reads the linear
@@ -24,9 +24,10 @@ from reparam import Call, Replace, require, rewrite
 from reparam.algebra import affine, batch_norm_affine, exact
 from reparam.composition import compose
 from reparam.graph import Apply, Expression
+from reparam.known import kind
 from reparam.layout import Track
 from reparam.region import diagonal
-from reparam.values import BatchNorm, Conv, Layout, Sum
+from reparam.values import BatchNorm, Conv, Layout, Opaque, Sum
 
 
 @rewrite
@@ -37,6 +38,9 @@ def fold_after_layout(call: Call) -> Replace | None:
         return None
     chain: list[Call] = []
     source = call.inputs[0]
+    product = source if multiple and _is_product(source) else None
+    if product is not None:
+        source = product.inputs[0]
     while isinstance(source.value, Layout):
         chain.insert(0, source)
         source = source.inputs[0]
@@ -63,10 +67,10 @@ def fold_after_layout(call: Call) -> Replace | None:
     built: dict[Call, Expression] = {source: merged}
     for link in chain:
         built[link] = link.on(built[link.inputs[0]])
-    roots[call] = built[chain[-1]]
+    roots[call] = built[chain[-1]] if product is None else product.on(built[chain[-1]])
     for link in (source, *chain):
         for reader in link.readers:
-            if reader == call or reader in chain:
+            if reader in (call, product) or reader in chain:
                 continue
             require(isinstance(reader.value, Layout), "something else reads the layer", reader.name)
             others = rebuilt[link].through(reader).channels()
@@ -74,6 +78,13 @@ def fold_after_layout(call: Call) -> Replace | None:
             require(bool(apart), "something else reads the same rows", reader.name)
             roots[reader] = reader.on(built[link])
     return Replace(roots)
+
+
+def _is_product(call: Call) -> bool:
+    """Whether a call is a product of two matrices that nothing else reads."""
+    value = call.value
+    named = isinstance(value, Opaque) and value.pure and kind(value.target) == "matmul"
+    return named and len(call.readers) == 1 and len(set(call.inputs)) == 2
 
 
 def _rows(call: Call, linear: Conv, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,8 @@ Legal when:
     f is deterministic and has no effect.
 
 Profitable when:
-    The result is no larger than what it is computed from, or is the weight of a layer.
+    The result is no larger than what it is computed from or than a mebibyte, or it is the weight of
+    a layer.
 """
 
 from typing import Any
@@ -25,6 +26,9 @@ from reparam import Call, Replace, require, rewrite
 from reparam.arguments import mapped
 from reparam.graph import Apply
 from reparam.values import Constant, Opaque
+
+SMALL = 2**20
+"""Bytes that a result may always take."""
 
 
 @rewrite
@@ -38,19 +42,24 @@ def fold_constants(call: Call) -> Replace | None:
     contents = [source.value.content for source in inputs if isinstance(source.value, Constant)]
     if len(contents) < len(inputs) or not all(isinstance(c, Tensor) for c in contents):
         return None
-    plain = _evaluate(call, lambda content: content)
+    plain = _evaluate(call, wide=False)
     if not isinstance(plain, Tensor):
         return None
-    largest = max(content.numel() for content in contents)
-    require(plain.numel() <= largest, "the result is larger than what it is computed from")
-    wide = _evaluate(call, lambda c: c.double() if c.is_floating_point() else c)
+    largest = max(content.nbytes for content in contents)
+    fits = plain.nbytes <= max(largest, SMALL)
+    require(fits, "the result is larger than what it is computed from")
+    wide = _evaluate(call, wide=True)
     return Replace({call: Apply(Constant(wide.to(plain.dtype)), ())})
 
 
-def _evaluate(call: Call, widened: Any) -> Any:
-    """The result of a call of constants, each changed by a function first."""
+def _evaluate(call: Call, wide: bool) -> Any:
+    """The result of a call of constants, if `wide` in float64."""
+
+    def content(source: Call) -> Tensor:
+        assert isinstance(source.value, Constant), "only calls of constants are evaluated"
+        tensor: Tensor = source.value.content
+        return tensor.double() if wide and tensor.is_floating_point() else tensor
+
     with torch.no_grad():
-        args, kwargs = mapped(
-            (call.arguments, call.options), Call, lambda source: widened(source.value.content)
-        )
+        args, kwargs = mapped((call.arguments, call.options), Call, content)
         return call.value(*args, **kwargs)

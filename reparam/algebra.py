@@ -6,14 +6,15 @@ float64: `exact` and `batch_norm_affine` widen, the other laws keep the dtype th
 """
 
 from dataclasses import dataclass, replace
-from math import gcd
+from math import gcd, prod
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from reparam.errors import require
-from reparam.values import BatchNorm, Conv, Sides
+from reparam.operators import AvgPool, Pad
+from reparam.values import BatchNorm, Conv, Sides, Value
 
 
 def exact(conv: Conv) -> Conv:
@@ -47,6 +48,59 @@ def batch_norm_affine(norm: BatchNorm) -> Conv:
     if norm.bias is not None:
         shift = shift + norm.bias.double()
     return affine(scale, shift, n)
+
+
+def as_convolution(value: Value, channels: int | None) -> Conv:
+    """A linear map of one tensor as a convolution in float64.
+
+    Args:
+        value: a convolution, batch norm, padding or average pooling.
+        channels: of its input, where the value does not say.
+
+    Raises:
+        Declined: if it is none at the border, or if the number of channels is not known.
+    """
+    if isinstance(value, Conv):
+        return exact(value)
+    if isinstance(value, BatchNorm):
+        return batch_norm_affine(value)
+    require(channels is not None, "the number of channels is not known")
+    assert channels is not None
+    if isinstance(value, Pad):
+        return _pad_convolution(value, channels)
+    assert isinstance(value, AvgPool), "nothing else is a convolution"
+    return average_convolution(value, channels)
+
+
+def _pad_convolution(pad: Pad, channels: int) -> Conv:
+    """The identity, padded."""
+    weight = torch.ones(channels, 1, *(1,) * pad.n, dtype=torch.float64)
+    border = None if pad.border is None else pad.border.double().expand(channels)
+    mode, padding = pad.padding_mode, pad.padding
+    return Conv(weight, None, (), padding, (), channels, mode, border)
+
+
+def average_convolution(pool: AvgPool, channels: int) -> Conv:
+    """An average pooling as a depthwise convolution: one over the divisor at every tap."""
+    counted = pool.count_include_pad or not any(pool.padding) or pool.divisor is not None
+    require(counted, "count_include_pad=False averages over fewer pixels at the padding")
+    whole = not pool.ceil_mode or all(stride == 1 for stride in pool.stride)
+    require(whole, "ceil_mode averages over fewer pixels where a window is partial")
+    taps = (channels, 1, *pool.kernel)
+    weight = torch.ones(taps, dtype=torch.float64) / (pool.divisor or prod(pool.kernel))
+    sides = tuple((side, side) for side in pool.padding)
+    return Conv(weight, None, pool.stride, sides, groups=channels)
+
+
+def input_columns(conv: Conv, start: int, count: int) -> Conv:
+    """What a convolution does to some of its input channels, the others being zero.
+
+    Raises:
+        Declined: if it is grouped, since the others would have to stand as zeros.
+    """
+    require(conv.groups == 1, "a grouped convolution of a concatenation is not split")
+    border = None if conv.border is None else conv.border[start : start + count]
+    return replace(conv, weight=conv.weight[:, start : start + count], border=border)
 
 
 def scale_output(coefficient: float, conv: Conv) -> Conv:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from reparam import known
 from reparam.errors import CaptureError, TrainingModeError, first_line
+from reparam.rebind import rebind
 from reparam.tracer import Tracer, defaults
 from reparam.verify import split_inputs
 
@@ -104,4 +105,6 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
             f"{type(model).__name__}.forward can't be traced: {line}; "
             "compile its submodules one by one instead"
         ) from error
-    return Capture(model, graph, tracer.untraced, tracer.tensors)
+    captured = Capture(model, graph, tracer.untraced, tracer.tensors)
+    rebind(graph, captured.attribute)
+    return captured

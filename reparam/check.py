@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from reparam.arguments import found, mapped
 from reparam.errors import Declined, Rejected, first_line
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
+from reparam.operators import AvgPool
 from reparam.sizes import Assignment, Size, Symbol
 from reparam.values import Conv, Layout, Opaque, Shape, Value
 from reparam.verify import EXACT, relative_difference
@@ -119,6 +120,9 @@ def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
         if isinstance(part.value, Conv):
             longest = max(longest, *_reach(part.value), 1)
             stride = max(stride, *part.value.stride, 1)
+        elif isinstance(part.value, AvgPool):
+            longest = max(longest, *part.value.kernel)
+            stride = max(stride, *part.value.stride)
         if isinstance(part, Apply) or not isinstance(part.value, Opaque) or part in computed:
             options = dict(part.options) if isinstance(part, Apply) else {}
             pending.extend(found((part.inputs, options), (Call, Apply)))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import gcd, prod
 
 from reparam.algebra import sum_grid
+from reparam.operators import AvgPool, Norm
 from reparam.values import BatchNorm, Constant, Conv, Shape, Sum, Value
 
 
@@ -49,6 +50,10 @@ def cost(value: Value, channels: int, pixels: float = 1, layer: bool = False) ->
             return Cost(multiples + additions + unary, (multiples + additions) * channels * pixels)
         case Constant() | Shape():
             return FREE
+        case AvgPool():
+            return Cost(1, channels * prod(value.kernel) * pixels)
+        case Norm():  # the affine part is an operation of its own, if in the same kernel
+            return Cost(1 + (value.weight is not None or value.bias is not None), 0)
         case _:
             return Cost(1, 0)
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from reparam import known
 from reparam.arguments import found
 from reparam.capture import Capture
+from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning
 from reparam.values import CONVOLUTIONS
 
@@ -105,6 +106,8 @@ def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
     if node.op == "call_method":
         return sources[:1] if writes(node) else []
     if node.op != "call_function":
+        return []
+    if node.target is pad_with:
         return []
     if writes(node):
         return sources[:1] if "out" not in node.kwargs else sources

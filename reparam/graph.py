@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, fx
 
 from reparam.arguments import found, mapped
-from reparam.errors import require
+from reparam.errors import Declined, require
 from reparam.facts import Facts, TensorFacts
 from reparam.inference import facts_of
 from reparam.sizes import SymbolTable
-from reparam.values import Opaque, Shape, Value
+from reparam.values import Layout, Opaque, Shape, Value
 
 INPUT = Opaque("input", reason="an input of the model")
 OUTPUT = Opaque("output", reason="an output of the model")
@@ -149,17 +149,20 @@ class ValueGraph:
                 graph is as it was then.
         """
         dead = self.dead_after(rewrite)
-        for reader, source, twin in [
-            move for call in dead for move in self._moves(call, dead, rewrite)
-        ]:
-            reader.node.replace_input_with(source.node, twin.node)
         built: dict[int, Call] = {}
         new: list[Call] = []
-        for root, expression in sorted(rewrite.items(), key=lambda item: item[0]):
-            with self.graph.inserting_before(root.node):
-                replacement = self._build(expression, root, built, new)
-            unknown = replacement.facts is None
-            if root.facts is not None and (unknown or isinstance(expression, Apply)):
+        ordered = sorted(rewrite.items(), key=lambda item: item[0])
+        made = [(root, what, self._build(what, root, built, new)) for root, what in ordered]
+        try:
+            moves = [move for call in dead for move in self._moves(call, dead, rewrite)]
+        except Declined:
+            for call in reversed(new):
+                self.graph.erase_node(call.node)
+            raise
+        for reader, source, twin in moves:
+            reader.node.replace_input_with(source.node, twin.node)
+        for root, what, replacement in made:
+            if root.facts is not None and (replacement.facts is None or isinstance(what, Apply)):
                 # What stood there may be known better than what follows from the new inputs.
                 replacement.node.meta["facts"] = root.facts
             root.node.replace_all_uses_with(replacement.node)
@@ -212,13 +215,24 @@ class ValueGraph:
                 (Call, Apply),
                 lambda part: self._build(part, root, built, new).node,
             )
-            call = self.apply(expression.value, inputs, options, root.node.name)
+            with self._insertion(expression.value, inputs, root):
+                call = self.apply(expression.value, inputs, options, root.node.name)
             if call.shape is not None and root.shape is not None:
                 # All of a rewrite is in the dtype of what it replaces, whatever it folds in.
                 call.node.meta["facts"] = replace(call.shape, dtype=root.shape.dtype)
             built[id(expression)] = call
             new.append(call)
         return built[id(expression)]
+
+    def _insertion(self, value: Value, inputs: Any, root: Call) -> Any:
+        """Where a new call goes: before what it replaces.
+
+        A layout goes where it can first be made, since its sizes may be read earlier.
+        """
+        sources = found(inputs, fx.Node)
+        if isinstance(value, Layout) and sources:
+            return self.graph.inserting_after(max(sources))
+        return self.graph.inserting_before(root.node)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 
 from reparam import known
 from reparam.facts import Facts, TensorFacts
+from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
 from reparam.probe import probe
 from reparam.sizes import ONE, Size, SymbolTable
 from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Sum, Value
@@ -28,8 +29,12 @@ def facts_of(
             return _constant(content)
         case Conv():
             return _conv(value, first, symbols) if isinstance(first, TensorFacts) else None
-        case BatchNorm():
+        case BatchNorm() | Norm():
             return first
+        case Pad() | AvgPool() | ConvTranspose():
+            return _windowed(value, first, symbols) if isinstance(first, TensorFacts) else None
+        case Cat(n):
+            return probe(torch.cat, (list(args), -n - 1), {}, facts, symbols)
         case Sum():
             return _broadcast(operands)
         case Shape(axis, rank):
@@ -64,6 +69,37 @@ def _conv(conv: Conv, x: TensorFacts, symbols: SymbolTable) -> Facts:
     return TensorFacts((*lead, Size(conv.out_channels), *sizes), x.exact, x.dtype)
 
 
+def _windowed(value: Pad | AvgPool | ConvTranspose, x: TensorFacts, symbols: SymbolTable) -> Facts:
+    """The facts of what changes the sizes behind the channels in a known way."""
+    if len(x.axes) <= value.n:
+        return None
+    lead, spatial = x.axes[: -value.n], x.axes[-value.n :]
+    sizes: list[Size] = []
+    for axis, size in enumerate(spatial):
+        if isinstance(value, Pad):
+            sizes.append(symbols.windows(size, 1, sum(value.padding[axis]) - 1))
+        elif isinstance(value, ConvTranspose):
+            sizes.append(_upsampled(value, axis, size, symbols))
+        elif value.ceil_mode:
+            hyper = (value.kernel[axis], value.stride[axis], value.padding[axis])
+            sizes.append(symbols.derived(("ceil_mode", size, *hyper)))
+        else:
+            slack = 2 * value.padding[axis] - value.kernel[axis]
+            sizes.append(symbols.windows(size, value.stride[axis], slack))
+    if isinstance(value, ConvTranspose):
+        lead = (*lead[:-1], Size(value.out_channels))
+    return TensorFacts((*lead, *sizes), x.exact, x.dtype)
+
+
+def _upsampled(value: ConvTranspose, axis: int, size: Size, symbols: SymbolTable) -> Size:
+    """`stride * size` and a constant."""
+    stride, reach = value.stride[axis], value.dilation[axis] * (value.weight.shape[2 + axis] - 1)
+    more = reach + 1 + value.output_padding[axis] - 2 * value.padding[axis] - stride
+    if size.known:
+        return Size(stride * size.factor + more)
+    return Size(stride) * size if more == 0 else symbols.derived((stride, size, more))
+
+
 def _broadcast(operands: list[Any]) -> Facts:
     """The facts of an elementwise operation. Numbers take part, unknown operands spoil it."""
     tensors = [operand for operand in operands if isinstance(operand, TensorFacts)]
@@ -78,12 +114,20 @@ def _broadcast(operands: list[Any]) -> Facts:
             return None
         rank = max(len(result.axes), len(other.axes))
         a, b = ((ONE,) * (rank - len(t.axes)) + t.axes for t in (result, other))
-        if any(p != q and ONE not in (p, q) for p, q in zip(a, b, strict=True)):
+        axes = [_wider(p, q) for p, q in zip(a, b, strict=True)]
+        if None in axes:
             return None
-        axes = tuple(q if p == ONE else p for p, q in zip(a, b, strict=True))
-        result = replace(result, axes=axes)
+        result = replace(result, axes=tuple(axes))
     dtypes = {tensor.dtype for tensor in tensors if tensor.axes or len(tensors) == 1}
     return replace(result, dtype=dtypes.pop() if len(dtypes) == 1 else None)
+
+
+def _wider(p: Size, q: Size) -> Size | None:
+    """The size that two broadcast to. Beside a known one, the other is that or 1."""
+    if ONE in (p, q) or p == q:
+        return q if p == ONE else p
+    known = [size for size in (p, q) if size.known]
+    return known[0] if len(known) == 1 else None
 
 
 def _rank(x: Any) -> Facts:
@@ -108,6 +152,8 @@ def _layout(layout: Layout, x: TensorFacts, sizes: list[Any]) -> Facts:
         return replace(x, axes=kept + tuple(x.axes[axis] for axis in layout.axes))
     if not x.exact:
         return None
+    if layout.kind in ("mean", "pool", "mean out"):
+        return None
     if layout.kind == "select":
         axis = layout.index[0] + len(x.axes)
         return replace(x, axes=x.axes[:axis] + x.axes[axis + 1 :])
@@ -129,6 +175,8 @@ def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts
             return _arithmetic(value.target, operands)
         if known.name(value.target) not in known.COMPARISONS:
             return _broadcast([*operands, *kwargs.values()])
+    if kind == "matmul" and len(operands) == 2:
+        return _matmul(*operands)
     if kind == "getitem" and isinstance(first, tuple) and type(operands[1]) is int:
         return _item(cast("tuple[Any, ...]", first), operands[1])
     return None
@@ -151,3 +199,14 @@ def _arithmetic(function: Any, operands: list[Any]) -> Facts:
     if name == "eq" and (a == b or (a.known and b.known)):
         return a == b
     return None
+
+
+def _matmul(a: Any, b: Any) -> Facts:
+    """The sizes of a product of matrices; that the inner ones agree, the model itself demands."""
+    if not (isinstance(a, TensorFacts) and isinstance(b, TensorFacts)):
+        return None
+    if not (a.exact and b.exact and len(a.axes) == len(b.axes) >= 2) or a.axes[:-2] != b.axes[:-2]:
+        return None
+    return replace(
+        a, axes=(*a.axes[:-1], b.axes[-1]), dtype=a.dtype if a.dtype == b.dtype else None
+    )

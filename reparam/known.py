@@ -133,4 +133,4 @@ def _fill(total: Size, sizes: list[Any]) -> tuple[Size, ...] | None:
     if sum(part.factor == -1 for part in parts) == 1:
         left = total.divided_by(rest)
         return None if left is None else tuple(left if p.factor == -1 else p for p in parts)
-    return tuple(parts) if rest == total else None
+    return tuple(parts)  # that they are as many elements, the model itself demands

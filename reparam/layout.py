@@ -12,7 +12,8 @@ from torch import Tensor
 from reparam.errors import Declined, require
 from reparam.facts import TensorFacts
 from reparam.graph import Call
-from reparam.sizes import ONE, Size
+from reparam.operators import AvgPool
+from reparam.sizes import ONE, Size, product
 from reparam.values import Layout
 
 
@@ -54,7 +55,9 @@ class Track:
             Declined: if it can't be followed.
         """
         layout = call.value
-        assert isinstance(layout, Layout), "only layouts rearrange"
+        if isinstance(layout, AvgPool):
+            return self._pooled(call)
+        assert isinstance(layout, Layout), "only layouts and averages carry channels along"
         match layout.kind:
             case "permute":
                 kept = len(self.axes) - len(layout.axes)
@@ -72,10 +75,39 @@ class Track:
                 part = (Factor(Size(layout.length), step),)
                 axes = (*self.axes[:position], part, *self.axes[position + 1 :])
                 return Track(axes, self.first + step * start)
+            case "mean" | "mean out":
+                gone = {axis % len(self.axes) for axis in layout.axes}
+                for axis in gone:
+                    self._require_free(axis)
+                kept = ((Factor(ONE),),) if layout.kind == "mean" else ()
+                averaged = [kept if a in gone else (f,) for a, f in enumerate(self.axes)]
+                return Track(tuple(f for parts in averaged for f in parts), self.first)
+            case "pool":
+                return self._pooled(call)
             case _:
                 require(call.shape is not None, "its shape is not known", call.name)
                 assert call.shape is not None
                 return Track(_regrouped(self.axes, call.shape.axes), self.first)
+
+    def _pooled(self, call: Call) -> "Track":
+        """The track after an average over windows of the axes whose size it changes."""
+        require(call.shape is not None, "its shape is not known", call.name)
+        assert call.shape is not None
+        axes: list[tuple[Factor, ...]] = []
+        for position, size in enumerate(call.shape.axes):
+            factors = self.axes[position]
+            if any(factor.stride for factor in factors):
+                same = product(tuple(factor.size for factor in factors)) == size
+                require(same, "channels are mixed with each other")
+                axes.append(factors)
+            else:
+                axes.append((Factor(size),))
+        return Track(tuple(axes), self.first)
+
+    def _require_free(self, position: int) -> None:
+        """Refuse to average over channels."""
+        mixed = any(factor.stride for factor in self.axes[position])
+        require(not mixed, "channels are mixed with each other")
 
     def _step(self, position: int) -> int:
         """The stride of an axis of one factor."""
@@ -96,6 +128,14 @@ class Track:
                 index = (index[..., None] + steps).flatten() if index.ndim else steps
             grid = grid + index.reshape(-1, *(1,) * (len(self.axes) - axis - 1))
         return grid
+
+
+def carries(call: Call) -> bool:
+    """Whether a call rearranges, or averages each channel with weights that sum to one."""
+    value = call.value
+    if isinstance(value, AvgPool):
+        return value.divisor is None and not any(value.padding)
+    return isinstance(value, Layout)
 
 
 def _regrouped(

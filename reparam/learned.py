@@ -15,7 +15,6 @@ from reparam.sizes import Size, SymbolTable
 from reparam.values import BatchNorm, Conv, Opaque, Shape
 from reparam.verify import split_inputs
 
-
 Learned = dict[fx.Node, TensorFacts]
 """Facts of tensors that are known from what reads them, by the call that makes the tensor."""
 

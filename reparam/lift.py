@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam import known
+from reparam import known, lift_functions, lift_modules, lift_operators
 from reparam.arguments import found, mapped
 from reparam.capture import Capture
 from reparam.constants import Constants
@@ -22,9 +22,11 @@ from reparam.errors import Declined
 from reparam.facts import TensorFacts
 from reparam.graph import Call, ValueGraph, removable, traits
 from reparam.learned import Learned, Learner, given_facts
-from reparam.lift_functions import ARGUMENTS, RULES, Lifted, permutation
+from reparam.lift_functions import Lifted, permutation
 from reparam.lift_modules import CONVS, module_value
+from reparam.lift_operators import POOLED, layout_module, pad_with
 from reparam.meaning import has_meaning, meaning_of
+from reparam.operators import Norm
 from reparam.sizes import SymbolTable
 from reparam.tracer import hooked
 from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Value
@@ -42,6 +44,11 @@ class Source:
     node: fx.Node
     inputs: tuple[fx.Node, ...]
 
+
+ARGUMENTS = lift_functions.ARGUMENTS | lift_operators.ARGUMENTS
+RULES = lift_functions.RULES | lift_operators.RULES
+KINDS = {**lift_modules.KINDS, **lift_operators.KINDS}
+"""What is known of functions and modules, all together."""
 
 MOST_ROUNDS = 8
 """After so many, whatever is learned in a round is kept."""
@@ -120,7 +127,10 @@ class _Lifter:
             self.learner.demand(args[0], value.n, value.in_channels, dtype)
         elif isinstance(value, BatchNorm) and value.n is not None:
             self.learner.demand(args[0], value.n, value.mean.numel(), exact=True)
-        source = None if isinstance(value, Layout) else Source(node, inputs)
+        elif isinstance(value, Norm) and value.kind != "group":
+            self.learner.demand(args[0], 0, value.channels)
+        plain = isinstance(value, Layout) or node.target is pad_with
+        source = None if plain else Source(node, inputs)
         self._add(node, value, self._mapped(args), {}, source)
 
     def _add(
@@ -156,7 +166,8 @@ class _Lifter:
         dtypes += [self.constants.dtype(s) for s in inputs if s in self.constants]
         if node.op == "call_module":
             dtypes += [parameter.dtype for parameter in self._tensors(node)]
-        return None if None in dtypes else functools.reduce(torch.promote_types, dtypes)
+        given = [dtype for dtype in dtypes if dtype is not None]
+        return functools.reduce(torch.promote_types, given) if len(given) == len(dtypes) else None
 
     def _tensors(self, node: fx.Node) -> list[Any]:
         """The parameters of the module that is called, or the constants that a call reads."""
@@ -186,6 +197,8 @@ class _Lifter:
             return self._module(node)
         target, options = out_of_place(node)
         name = known.name(target)
+        if target is pad_with:
+            return RULES["pad_with"](self, dict(zip(ARGUMENTS["pad_with"], node.args, strict=True)))
         if name is None:
             return None
         if known.kind(name) == "reshape":
@@ -193,6 +206,8 @@ class _Lifter:
         if name == "permute":
             layout = permutation(node, self.facts)
             return None if layout is None else (layout, node.args)
+        if name in POOLED:
+            return Layout(target, pure=True, kind="pool"), node.args
         if name not in RULES:
             return None
         names = ARGUMENTS[name]
@@ -214,7 +229,9 @@ class _Lifter:
             return value, (node.args[0], module.start_dim, module.end_dim)
         facts = self.facts(node.args[0])
         axes = len(facts.axes) if isinstance(facts, TensorFacts) and facts.exact else None
-        value = meaning_of(module, facts) if has_meaning(module) else module_value(module, axes)
+        if has_meaning(module):
+            return meaning_of(module, facts), (node.args[0],)
+        value = module_value(module, axes, KINDS) or layout_module(module, str(node.target))
         return None if value is None else (value, (node.args[0],))
 
     def _convolves(self, node: fx.Node) -> bool:

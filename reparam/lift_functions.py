@@ -87,11 +87,31 @@ def _per_channel(context: Context, x: Any, content: Any) -> int | None:
     facts = context.facts(x)
     if not isinstance(content, Tensor) or not content.is_floating_point() or content.ndim == 0:
         return None
+    if content.numel() == 1:
+        return _any_channels(facts, content.ndim)
     long = [axis for axis, size in enumerate(content.shape) if size != 1]
     if len(long) != 1 or not isinstance(facts, TensorFacts) or len(facts.axes) < content.ndim:
         return None
     n = content.ndim - long[0] - 1
     return n if facts.channels(n) == content.numel() else None
+
+
+def _any_channels(facts: Any, least: int) -> int | None:
+    """The axes behind the channels, where one number goes for all: the first after the batch.
+
+    Of tokens, or where the first is not known, it is the last.
+    """
+    if not isinstance(facts, TensorFacts) or len(facts.axes) < least:
+        return None
+    axes = len(facts.axes)
+    choices = [axes - 2, 0] if facts.exact and axes > 3 else [0 if facts.exact else axes - 1]
+    return next((n for n in choices if n >= 0 and facts.channels(n) is not None), None)
+
+
+def _spread(context: Context, x: Any, content: Tensor, n: int) -> Tensor:
+    """A constant as one number per channel."""
+    channels = context.facts(x).channels(n)
+    return content.detach().flatten().expand(channels)
 
 
 def _mul(context: Context, a: dict[str, Any]) -> Lifted | None:
@@ -103,7 +123,7 @@ def _mul(context: Context, a: dict[str, Any]) -> Lifted | None:
         if number is not None and not _is_size(context, x):
             return Sum((number,)), (x,)
         if n is not None:
-            return affine(content.detach().flatten(), None, n), (x,)
+            return affine(_spread(context, x, content, n), None, n), (x,)
     return None
 
 
@@ -139,7 +159,7 @@ def _weighted(context: Context, a: dict[str, Any], sign: float) -> Lifted | None
             return Sum((weights[which],)), (computed,)
         n = _per_channel(context, computed, content)
         if n is not None:
-            shift = content.detach().flatten() * weights[1 - which]
+            shift = _spread(context, computed, content, n) * weights[1 - which]
             return affine(torch.full_like(shift, weights[which]), shift, n), (computed,)
     return None
 
@@ -201,7 +221,7 @@ def _select(context: Context, a: dict[str, Any], axis: Any, index: Any) -> Lifte
 
 
 def _narrow(context: Context, source: fx.Node, index: Any) -> Lifted | None:
-    """One piece of a `chunk` or `split` into equal parts of a known size."""
+    """One piece of a `chunk` or `split` along an axis of a known size."""
     named = dict(zip(("input", "pieces", "dim"), source.args, strict=False)) | source.kwargs
     x = named["input"]
     pieces = named.get("pieces", named.get("chunks", named.get("split_size_or_sections")))
@@ -211,15 +231,25 @@ def _narrow(context: Context, source: fx.Node, index: Any) -> Lifted | None:
         return None
     position = axis % len(facts.axes)
     axis, size = position - len(facts.axes), facts.axes[position]
-    if not size.known or type(pieces) is not int or type(index) is not int:
+    if not size.known or type(index) is not int:
         return None
-    length = pieces if kind(source.target) == "split" else -(-size.factor // pieces)
-    count = -(-size.factor // length)
-    if size.factor % length or not -count <= index < count:
+    lengths = _pieces(size.factor, pieces, kind(source.target) == "split")
+    if lengths is None or not -len(lengths) <= index < len(lengths):
         return None
-    start = index % count * length
+    start, length = sum(lengths[: index % len(lengths)]), lengths[index]
     value = Layout(torch.narrow, pure=True, kind="slice", index=(axis, start), length=length)
     return value, (x, axis, start, length)
+
+
+def _pieces(size: int, pieces: Any, split: bool) -> list[int] | None:
+    """The lengths of the pieces of a `split`, or of a `chunk`."""
+    if isinstance(pieces, tuple | list):
+        lengths = list(cast("tuple[Any, ...]", pieces))
+        return lengths if all(type(n) is int for n in lengths) and sum(lengths) == size else None
+    if type(pieces) is not int or pieces < 1:
+        return None
+    length = pieces if split else -(-size // pieces)
+    return [min(length, size - start) for start in range(0, size, length)]
 
 
 def _getitem(context: Context, a: dict[str, Any]) -> Lifted | None:

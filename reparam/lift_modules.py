@@ -1,6 +1,6 @@
 """What torch's own modules mean, as values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -27,22 +27,27 @@ BATCH_NORM_AXES: dict[type[nn.Module], int | None] = {
 }
 
 
-def module_value(module: nn.Module, axes: int | None) -> Value | None:
+Kinds = Mapping[type[nn.Module], Callable[[Any, int | None], Value | None]]
+"""What each class of modules means."""
+
+
+def module_value(module: nn.Module, axes: int | None, kinds: Kinds) -> Value | None:
     """The value of a module, or None if it is of no kind known here.
 
     Args:
         module: a leaf of the traced model.
+        kinds: the classes that are known.
         axes: how many axes its input has, if that is known.
 
     Raises:
         Declined: if it is of a known kind but in a state that rules the value out.
     """
-    known = next((kind for kind in _KINDS if type(module).__mro__.count(kind)), None)
+    known = next((kind for kind in kinds if type(module).__mro__.count(kind)), None)
     if known is None:
         return None
     own = type(module).forward is not known.forward or "forward" in vars(module)
     require(not own, f"its class {type(module).__name__} has a forward of its own")
-    return _KINDS[known](module, axes)
+    return kinds[known](module, axes)
 
 
 def _identity(module: nn.Module, axes: int | None) -> Value:
@@ -78,7 +83,7 @@ def _batch_norm(module: Any, axes: int | None) -> Value:
     )
 
 
-_KINDS: dict[type[nn.Module], Callable[[Any, int | None], Value]] = {
+KINDS: Kinds = {
     **dict.fromkeys((nn.Identity, *DROPOUTS), _identity),
     nn.Linear: _linear,
     **dict.fromkeys(CONVS, _conv),
@@ -97,7 +102,9 @@ def batch_norm(
     require(mean is not None and variance is not None, "it has no running statistics")
     for tensor in (mean, variance, weight, bias):
         _require_real(tensor)
-    return BatchNorm(_data(mean), _data(variance), _data(weight), _data(bias), float(eps), n)
+    return BatchNorm(
+        plain_data(mean), plain_data(variance), plain_data(weight), plain_data(bias), float(eps), n
+    )
 
 
 def convolution(
@@ -111,9 +118,11 @@ def convolution(
     _require_real(weight)
     _require_real(bias)
     n = weight.ndim - 2
-    dilation = _tuple(dilation, n)
+    dilation = per_axis(dilation, n)
     sides = _sides(padding, dilation, tuple(weight.shape[2:]))
-    return Conv(_data(weight), _data(bias), _tuple(stride, n), sides, dilation, int(groups))
+    return Conv(
+        plain_data(weight), plain_data(bias), per_axis(stride, n), sides, dilation, int(groups)
+    )
 
 
 def _sides(padding: Any, dilation: tuple[int, ...], kernel: tuple[int, ...]) -> Sides:
@@ -122,10 +131,10 @@ def _sides(padding: Any, dilation: tuple[int, ...], kernel: tuple[int, ...]) -> 
     if padding == "same":
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((side, side) for side in _tuple(padding, len(kernel)))
+    return tuple((side, side) for side in per_axis(padding, len(kernel)))
 
 
-def _tuple(value: Any, n: int) -> tuple[int, ...]:
+def per_axis(value: Any, n: int) -> tuple[int, ...]:
     """A hyper-parameter per axis, from one number for all or one each."""
     several = isinstance(value, tuple | list)
     values = tuple(cast("tuple[Any, ...]", value)) if several else (value,) * n
@@ -135,7 +144,8 @@ def _tuple(value: Any, n: int) -> tuple[int, ...]:
     return values
 
 
-def _data(tensor: Any) -> Any:
+def plain_data(tensor: Any) -> Any:
+    """The numbers of a tensor of a layer, None for none."""
     return None if tensor is None else tensor.detach()
 
 

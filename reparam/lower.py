@@ -19,7 +19,9 @@ from reparam.capture import Capture, modules_of
 from reparam.effects import out_of_place
 from reparam.graph import Call, ValueGraph
 from reparam.lift import Source
-from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
+from reparam.lower_operators import write_operator
+from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
+from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum, Value
 
 MODULES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS: tuple[type[nn.Module], ...] = (
@@ -97,6 +99,8 @@ class _Lowerer:
                 return self.graph.call_method(
                     "size", (inputs[0][0], *(() if axis is None else (axis,)))
                 )
+            case Pad() | AvgPool() | Cat() | Norm() | ConvTranspose():
+                return self._operator(call, value, inputs[0])
             case Opaque():
                 return self._opaque(value, *inputs)
             case _:
@@ -203,6 +207,22 @@ class _Lowerer:
         module.weight, module.bias = (_parameter(p, dtype, call) for p in (gamma, beta))
         self.attributes[name] = module
         return self.graph.call_module(name, (x,))
+
+    def _operator(self, call: Call, value: Value, inputs: tuple[fx.Node, ...]) -> fx.Node:
+        """Torch's own operator, with new weights as parameters."""
+        dtype = call.shape.dtype if call.shape else None
+        name = self._fresh(call.name)
+
+        def parameter(own: str, content: Tensor | None) -> fx.Node | None:
+            if content is None:
+                return None
+            self.attributes[f"{name}.{own}"] = _parameter(content, dtype, call)
+            return self.graph.get_attr(f"{name}.{own}")
+
+        def buffer(own: str, content: Tensor) -> fx.Node:
+            return self._buffer(f"{name}_{own}", content, dtype)
+
+        return write_operator(self.graph, value, inputs, parameter, buffer)
 
     def _sum(self, coefficients: tuple[float, ...], inputs: tuple[fx.Node, ...]) -> fx.Node:
         total: fx.Node | None = None

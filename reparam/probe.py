@@ -37,7 +37,8 @@ def probe(
 
     Args:
         target: a function of torch's, one of torch's modules, or the name of a method.
-        args, kwargs: with nodes in them.
+        args: with nodes in them.
+        kwargs: likewise.
         facts: of a node.
         symbols: where new sizes come from.
 
@@ -45,7 +46,7 @@ def probe(
     if not _torchs_own(target):
         return None
     given = [facts(node) for node in found((args, kwargs), fx.Node)]
-    tensors = [leaf for leaf in found(given, TensorFacts)]
+    tensors = found(given, TensorFacts)
     free = _symbols(tensors, found(given, Size))
     if len(free) > len(PRIMES[0]):
         return None

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
-from reparam.algebra import batch_norm_affine, exact
+from reparam.algebra import as_convolution, input_columns
 from reparam.composition import composed_madds
 from reparam.cost import Cost, conv_madds, cost
 from reparam.errors import Declined, require
 from reparam.graph import Apply, Call, Expression
+from reparam.operators import AvgPool, Cat, Pad
 from reparam.rewrite import Replace
 from reparam.terms import Group, Term, composed, grouped, merged, met, operand
 from reparam.values import BatchNorm, Conv, Sum
@@ -44,9 +45,8 @@ class Candidate:
     @property
     def profitable(self) -> bool:
         """Whether operations fall and multiply-adds do not rise."""
-        return (
-            self.after.operations < self.before.operations and self.after.madds <= self.before.madds
-        )
+        fewer = self.after.operations < self.before.operations
+        return fewer and self.after.madds <= self.before.madds and all(map(_absorbed, self.flat))
 
     @property
     def gain(self) -> tuple[float, float]:
@@ -65,6 +65,11 @@ class Candidate:
         return flat[0] if len(flat) == 1 else None
 
 
+def _absorbed(group: Group) -> bool:
+    """Whether no skip, padding or average becomes a convolution that was none before."""
+    return group.convolutions > 0 or isinstance(group.map, Sum) or group.map.affine
+
+
 @dataclass(frozen=True)
 class Blocked:
     """A call that could not be expanded, and why."""
@@ -75,7 +80,7 @@ class Blocked:
 
 def affine_call(call: Call) -> bool:
     """Whether a call computes a linear map with a shift."""
-    return isinstance(call.value, Conv | BatchNorm | Sum)
+    return isinstance(call.value, Conv | BatchNorm | Sum | Pad | AvgPool | Cat)
 
 
 def merge(
@@ -182,13 +187,13 @@ def _expanded(call: Call, terms: tuple[Term, ...], limit: float | None) -> list[
             _require_one_shape(call)
         operands = list(enumerate(zip(value.coefficients, call.inputs, strict=True)))
         return [(x, replace(t, map=operand(t.map, c, i))) for t in terms for i, (c, x) in operands]
-    if isinstance(value, BatchNorm):
-        inner = batch_norm_affine(value)
-    else:
-        assert isinstance(value, Conv)
-        inner = exact(value)
+    if isinstance(value, Cat):
+        return _columns(call, value, terms)
     (source,) = call.inputs
-    skip = diagonal(call)
+    known = None if source.shape is None else source.shape.channels(getattr(value, "n", None) or 0)
+    wide = next((t.map.in_channels for t in terms if isinstance(t.map, Conv)), known)
+    inner = as_convolution(value, wide)
+    skip = diagonal(call) or isinstance(value, Pad | AvgPool)
     new: list[tuple[Call, Term]] = []
     for term in terms:
         if isinstance(term.map, Conv):
@@ -197,6 +202,26 @@ def _expanded(call: Call, terms: tuple[Term, ...], limit: float | None) -> list[
         paths = term.convolutions + term.skips
         found = replace(term, map=deeper) if skip else Term(deeper, paths, 0)
         new.append((source, found))
+    return new
+
+
+def _columns(call: Call, cat: Cat, terms: tuple[Term, ...]) -> list[tuple[Call, Term]]:
+    """The terms of a concatenation as terms of what is joined."""
+    new: list[tuple[Call, Term]] = []
+    for term in terms:
+        require(isinstance(term.map, Conv) and term.map.n == cat.n, "no convolution reads it alone")
+        assert isinstance(term.map, Conv)
+        start = 0
+        for source in call.inputs:
+            count = None if source.shape is None else source.shape.channels(cat.n)
+            require(count is not None, "the channels of what is joined are not known", source.name)
+            assert count is not None
+            part = input_columns(term.map, start, count)
+            new.append(
+                (source, replace(term, map=part if start == 0 else replace(part, bias=None)))
+            )
+            start += count
+        require(start == term.map.in_channels, "it is joined along another axis")
     return new
 
 

@@ -275,8 +275,10 @@ class Layout(Opaque):
     """A rearrangement of a tensor, which commutes with whatever treats its channels one by one.
 
     Attributes:
-        kind: "reshape", "permute", "select" or "slice".
-        axes: of a permutation, counted from the end: output axis -j reads input axis axes[-j].
+        kind: "reshape", "permute", "select" or "slice"; "mean" and "mean out", over axes that are
+            kept or not, and "pool", which average each channel by itself.
+        axes: of a permutation, counted from the end: output axis -j reads input axis axes[-j]; of
+            a mean, those that it runs over.
         index: of a selection or slice, (axis from the end, first position).
         length: of a slice.
     """

@@ -1,9 +1,10 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from passes import fold_before_layout
+from passes import fold_into_readers
 from tests.fused import operators
 from tests.passes.alone import Net, fires, reasons
 
@@ -35,7 +36,7 @@ def test_batch_norm(affine: bool, bias: bool, layout: object) -> None:
         norm=nn.BatchNorm2d(6, affine=affine),
         linear=nn.Linear(6, 5, bias=bias),
     )
-    fused = fires(fold_before_layout, model, IMAGES)
+    fused = fires(fold_into_readers, model, IMAGES)
     assert operators(fused)["Linear"] == 1
     assert not operators(fused)["BatchNorm2d"]
 
@@ -49,18 +50,18 @@ def test_scale() -> None:
         norm=nn.BatchNorm2d(6),
         linear=nn.Linear(6, 5),
     )
-    fused = fires(fold_before_layout, model, IMAGES, given=True)
+    fused = fires(fold_into_readers, model, IMAGES, given=True)
     assert not operators(fused)["mul"]
 
 
 def test_tensor_in_between_that_something_else_reads() -> None:
     def forward(m: Net, x: Tensor) -> Tensor:
-        y = m.norm(x)
+        y = m.norm(m.conv(x))
         return m.linear(tokens(y)) + tokens(y).relu()
 
-    model = Net(forward, norm=nn.BatchNorm2d(6), linear=nn.Linear(6, 6))
-    assert reasons(fold_before_layout, model, IMAGES) == [
-        "something else reads a tensor in between"
+    model = Net(forward, conv=nn.Conv2d(6, 6, 1), norm=nn.BatchNorm2d(6), linear=nn.Linear(6, 6))
+    assert reasons(fold_into_readers, model, IMAGES) == [
+        "relu reads it, which a scale and shift can't pass"
     ]
 
 
@@ -72,22 +73,61 @@ def test_linear_layer_over_another_axis() -> None:
         norm=nn.BatchNorm2d(6),
         linear=nn.Linear(20, 5),
     )
-    assert reasons(fold_before_layout, model, IMAGES) == [
-        "its channels are not the channels of the scale"
+    assert reasons(fold_into_readers, model, IMAGES) == [
+        "its channels are not the channels of what reads it"
     ]
 
 
 def test_part_of_the_channels() -> None:
-    """A linear layer over a piece of them has rows for that piece alone."""
+    """A linear layer over a piece of them takes in the scales of that piece."""
     model = Net(
         lambda m, x: m.linear(tokens(m.norm(m.conv(x))).chunk(2, dim=-1)[1]),
         conv=nn.Conv2d(6, 6, 1),
         norm=nn.BatchNorm2d(6),
         linear=nn.Linear(3, 5),
     )
-    assert reasons(fold_before_layout, model, IMAGES) == [
-        "its channels are not the channels of the scale"
-    ]
+    fired = fires(fold_into_readers, model, IMAGES)
+    assert operators(fired)["BatchNorm2d"] == 0
+
+
+def test_every_reader_takes_it_in() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        y = tokens(m.norm(m.conv(x)))
+        return m.q(y).sum(1) + m.k(y.mean(1))
+
+    model = Net(
+        forward,
+        conv=nn.Conv2d(6, 6, 1),
+        norm=nn.BatchNorm2d(6),
+        q=nn.Linear(6, 5),
+        k=nn.Linear(6, 5, bias=False),
+    )
+    assert operators(fires(fold_into_readers, model, IMAGES))["BatchNorm2d"] == 0
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_affine_part_of_a_layer_norm(bias: bool) -> None:
+    model = Net(
+        lambda m, x: m.linear(m.norm(tokens(m.conv(x)))),
+        conv=nn.Conv2d(6, 6, 1),
+        norm=nn.LayerNorm(6),
+        linear=nn.Linear(6, 5, bias=bias),
+    )
+    fused = fires(fold_into_readers, model, IMAGES, given=True)
+    assert operators(fused)["layer_norm"] == 1
+    assert "norm.weight" not in fused.state_dict()
+
+
+def test_affine_part_of_a_group_norm_before_padding() -> None:
+    """Its shift would show at the border."""
+    model = Net(
+        lambda m, x: m.after(m.norm(m.conv(x))),
+        conv=nn.Conv2d(6, 6, 1),
+        norm=nn.GroupNorm(2, 6),
+        after=nn.Conv2d(6, 5, 3, padding=1),
+    )
+    (reason,) = reasons(fold_into_readers, model, IMAGES)
+    assert "padding" in reason or "number of axes" in reason
 
 
 def test_input_of_unknown_shape() -> None:
@@ -95,7 +135,7 @@ def test_input_of_unknown_shape() -> None:
     model = Net(
         lambda m, x: m.linear(m.norm(x).flatten(1)), norm=nn.BatchNorm1d(6), linear=nn.Linear(6, 5)
     )
-    found = reasons(fold_before_layout, model, torch.randn(2, 6, 1))
+    found = reasons(fold_into_readers, model, torch.randn(2, 6, 1))
     assert found == ["whether its input has spatial axes is not known; pass example_inputs"]
 
 
@@ -104,7 +144,7 @@ def test_input_of_unknown_dtype() -> None:
     model = Net(
         lambda m, x: m.linear(tokens(m.norm(x))), norm=nn.BatchNorm2d(6), linear=nn.Linear(6, 5)
     )
-    assert reasons(fold_before_layout, model, IMAGES) == ["the dtypes differ"]
+    assert reasons(fold_into_readers, model, IMAGES) == ["the dtypes differ"]
 
 
 def test_activation_in_between() -> None:
@@ -113,4 +153,4 @@ def test_activation_in_between() -> None:
         norm=nn.BatchNorm2d(6),
         linear=nn.Linear(6, 5),
     )
-    fires(fold_before_layout, model, IMAGES, times=0)
+    fires(fold_into_readers, model, IMAGES, times=0)

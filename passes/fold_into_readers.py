@@ -1,0 +1,116 @@
+"""Fold a batch norm, a scale, or the affine part of a norm into all the layers that read it.
+
+Before:
+    q, k, v = linear(transpose(flatten(BN(x))));   y = linear(LN(x; γ, β))
+
+After:
+    q, k, v = linear'(transpose(flatten(x)));   y = linear'(LN(x))
+
+Algebra:
+    W(s·x + t) + b = (W·s) x + (W t + b): s scales input channels. A norm is one without γ and β,
+    followed by a scale of γ and a shift of β. Rearrangements commute with what treats each channel
+    by itself, and so do averages whose weights sum to one: means, pools, resizing.
+
+Legal when:
+    Whatever reads the tensor, by way of these, is linear in just the channels, and no padding that
+    it adds would show the shift.
+
+Profitable when:
+    All readers take it in, so that it is gone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from reparam import Call, Replace, require, rewrite
+from reparam.algebra import affine, as_convolution
+from reparam.composition import compose
+from reparam.facts import TensorFacts
+from reparam.graph import Apply, Expression
+from reparam.layout import Track, carries
+from reparam.operators import Norm
+from reparam.region import affine_call, diagonal
+from reparam.values import BatchNorm, Conv
+
+
+@rewrite
+def fold_into_readers(call: Call) -> Replace | None:
+    """Fold what scales channels forwards, through rearrangements, into every reader."""
+    value = call.value
+    plain = not isinstance(value, Norm)
+    if (plain and not diagonal(call)) or (not plain and value.weight is None is value.bias):
+        return None
+    readers = call.readers
+    if plain and len(readers) == 1 and affine_call(readers[0]):
+        return None  # a region of two calls
+    if plain and not any(carries(reader) or affine_call(reader) for reader in readers):
+        return None
+    scale = _scale(call)
+    shape = call.shape
+    require(shape is not None, "the shape of its input is not known", call.inputs[0].name)
+    assert shape is not None
+    x: Expression = call.inputs[0]
+    if isinstance(value, Norm):
+        x = Apply(replace(value, weight=None, bias=None), call.inputs)
+    roots: dict[Call, Expression] = {}
+    for reader, track, read in _absorbers(call, scale.n, shape, None, x):
+        same = reader.shape is not None and reader.shape.dtype == shape.dtype is not None
+        require(same, "the dtypes differ", reader.name)
+        roots[reader] = Apply(_absorbed(reader, scale, track), (read,))
+    require(bool(roots), "nothing reads it")
+    borders = sum(isinstance(r.value, Conv) and r.value.border is not None for r in roots.values())
+    require(borders == 0, "its shift meets zero padding", next(iter(roots)).name)
+    return Replace(roots)
+
+
+def _scale(call: Call) -> Conv:
+    """What the call does to each channel, in float64."""
+    value = call.value
+    if not isinstance(value, Norm):
+        return as_convolution(value, None)
+    n = 0
+    if value.kind == "group":
+        require(call.shape is not None and call.shape.exact, "its number of axes is not known")
+        n = len(call.shape.axes) - 2 if call.shape is not None else 0
+    parameter = value.bias if value.weight is None else value.weight
+    assert parameter is not None
+    ones = torch.ones_like(parameter, dtype=torch.float64)
+    weight = ones if value.weight is None else value.weight.double()
+    return affine(weight, None if value.bias is None else value.bias.double(), n)
+
+
+def _absorbers(
+    call: Call, n: int, shape: TensorFacts, track: Track | None, x: Expression
+) -> Iterator[tuple[Call, Track | None, Expression]]:
+    """Each layer that reads a tensor in the end, where the channels are there, and what it reads.
+
+    There is no track as long as nothing was rearranged.
+
+    Raises:
+        Declined: at the first reader that is neither a layer nor a rearrangement.
+    """
+    for reader in dict.fromkeys(call.readers):
+        if carries(reader):
+            begun = Track.start(shape, n) if track is None else track
+            yield from _absorbers(reader, n, shape, begun.through(reader), reader.on(x))
+            continue
+        linear = isinstance(reader.value, Conv | BatchNorm)
+        reason = f"{reader.value.__name__} reads it, which a scale and shift can't pass"
+        require(linear, reason, reader.name)
+        yield reader, track, x
+
+
+def _absorbed(reader: Call, scale: Conv, track: Track | None) -> Conv:
+    """The layer that does what the scale and the reader did."""
+    outer = as_convolution(reader.value, None)
+    if track is None:
+        return compose(outer, scale)
+    channels = track.channels()
+    axis = channels.ndim - outer.n - 1
+    alone = axis >= 0 and channels.numel() == channels.shape[axis] == outer.in_channels
+    require(alone, "its channels are not the channels of what reads it", reader.name)
+    rows = channels.flatten()
+    shift = None if scale.bias is None else scale.bias[rows]
+    return compose(outer, affine(scale.weight.flatten()[rows], shift, outer.n))

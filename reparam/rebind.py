@@ -1,0 +1,108 @@
+"""Put two ways of writing things in a traced graph into a form without side effects.
+
+A border that is written by assignment is a padding with that constant. A tensor that is reshaped
+as another reads that one's sizes, not the tensor.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from reparam import known
+from reparam.arguments import mapped
+from reparam.lift_operators import integers, pad_with
+
+SIZES = ((1, 1), (2, 3), (5, 4), (9, 8))
+"""Images on which assignments are tried out."""
+
+
+Attribute = Callable[[str], Any]
+
+
+def rebind(graph: fx.Graph, attribute: Attribute) -> None:
+    """Rewrite a traced graph in place; it computes the same.
+
+    Args:
+        graph: what a trace made.
+        attribute: what a path in it leads to.
+    """
+    for node in list(graph.nodes):
+        if node.op == "call_method" and node.target in ("reshape_as", "view_as"):
+            with graph.inserting_before(node):
+                sizes = graph.call_method("size", (node.args[1],))
+            node.target = str(node.target).removesuffix("_as")
+            node.args = (node.args[0], sizes)
+        elif node.op == "call_function" and node.target is F.pad and len(node.args) > 1:
+            _rebind_border(graph, node, attribute)
+    graph.lint()
+
+
+def _rebind_border(graph: fx.Graph, padded: fx.Node, attribute: Attribute) -> None:
+    """Replace a padding and assignments to its whole border by a padding with a constant."""
+    writes = [user for user in padded.users if _assigns(user, padded)]
+    if not writes or any(node.users for node in writes):
+        return
+    readers = [user for user in padded.users if user not in writes]
+    sides, constant = integers(padded.args[1]), writes[0].args[2]
+    if sides is None or len(sides) != 4 or (readers and min(readers) < max(writes)):
+        return
+    if any(node.args[2] is not constant for node in writes) or not _per_channel(
+        constant, attribute
+    ):
+        return
+    if not all(_fills_border(padded, sides, writes, size) for size in SIZES):
+        return
+    pairs = ((sides[2], sides[3]), (sides[0], sides[1]))
+    with graph.inserting_after(max(writes)):
+        whole = graph.call_function(pad_with, (padded.args[0], pairs, constant))
+    whole.meta = dict(padded.meta)
+    for reader in readers:
+        reader.replace_input_with(padded, whole)
+    for node in (*reversed(writes), padded):
+        graph.erase_node(node)
+
+
+def _assigns(user: fx.Node, padded: fx.Node) -> bool:
+    """Whether a call assigns to a part of a tensor."""
+    return known.name(user.target) == "setitem" and user.args[0] is padded
+
+
+def _per_channel(constant: Any, attribute: Attribute) -> bool:
+    """Whether what is assigned is computed from parameters alone, a number for each channel."""
+    try:
+        content = _evaluated(constant, attribute)
+    except Exception:  # it depends on an input, or can't be computed by itself
+        return False
+    if not isinstance(content, Tensor) or content.ndim not in (3, 4):
+        return False
+    return content.numel() == content.shape[-3]
+
+
+def _evaluated(node: Any, attribute: Attribute) -> Any:
+    """A node without inputs of the model above it, on tensors without memory."""
+    if node.op == "get_attr":
+        return attribute(str(node.target)).to("meta")
+    args, kwargs = mapped((node.args, node.kwargs), fx.Node, lambda n: _evaluated(n, attribute))
+    with torch.no_grad():
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)
+
+
+def _fills_border(
+    padded: fx.Node, sides: tuple[int, ...], writes: list[fx.Node], size: tuple[int, int]
+) -> bool:
+    """Whether, for an image of a size, just the border is written, and all of it."""
+    image = torch.ones(1, 1, *size)
+    target: Any = padded.target
+    try:
+        result: Tensor = target(image, *padded.args[1:], **padded.kwargs)
+        for node in writes:
+            index: Any = node.args[1]
+            result[index] = torch.full((1, 1, 1, 1), 2.0)
+    except (TypeError, RuntimeError, IndexError):
+        return False
+    return torch.equal(result, F.pad(image, sides, value=2.0))
