@@ -15,6 +15,7 @@ from torch import Tensor
 from reparam.errors import require
 from reparam.operators import AvgPool, Pad
 from reparam.values import BatchNorm, Conv, Sides, Value
+from reparam.verify import ROUNDING
 
 
 def exact(conv: Conv) -> Conv:
@@ -64,12 +65,14 @@ def as_convolution(value: Value, channels: int | None) -> Conv:
         return exact(value)
     if isinstance(value, BatchNorm):
         return batch_norm_affine(value)
+    if isinstance(value, AvgPool):
+        _require_even_average(value)
     require(channels is not None, "the number of channels is not known")
     assert channels is not None
     if isinstance(value, Pad):
         return _pad_convolution(value, channels)
     assert isinstance(value, AvgPool), "nothing else is a convolution"
-    return average_convolution(value, channels)
+    return _average_convolution(value, channels)
 
 
 def _pad_convolution(pad: Pad, channels: int) -> Conv:
@@ -80,12 +83,16 @@ def _pad_convolution(pad: Pad, channels: int) -> Conv:
     return Conv(weight, None, (), padding, (), channels, mode, border)
 
 
-def average_convolution(pool: AvgPool, channels: int) -> Conv:
-    """An average pooling as a depthwise convolution: one over the divisor at every tap."""
+def _require_even_average(pool: AvgPool) -> None:
+    """Refuse a pooling that divides by different numbers at the border."""
     counted = pool.count_include_pad or not any(pool.padding) or pool.divisor is not None
     require(counted, "count_include_pad=False averages over fewer pixels at the padding")
     whole = not pool.ceil_mode or all(stride == 1 for stride in pool.stride)
     require(whole, "ceil_mode averages over fewer pixels where a window is partial")
+
+
+def _average_convolution(pool: AvgPool, channels: int) -> Conv:
+    """An average pooling as a depthwise convolution: one over the divisor at every tap."""
     taps = (channels, 1, *pool.kernel)
     weight = torch.ones(taps, dtype=torch.float64) / (pool.divisor or prod(pool.kernel))
     sides = tuple((side, side) for side in pool.padding)
@@ -269,8 +276,14 @@ def add_biases(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def equal_borders(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two border constants are the same, where None is zero."""
+    """Whether two border constants are the same up to float64 rounding, where None is zero."""
     if a is None or b is None:
         other = b if a is None else a
         return other is None or not bool(other.any())
-    return torch.equal(a, b)
+    return not bool(significant(a - b, a, b).any())
+
+
+def significant(difference: Tensor, *operands: Tensor) -> Tensor:
+    """A difference, with zero where it is no more than what float64 rounds its operands by."""
+    scale = torch.stack([operand.abs() for operand in operands]).amax(0)
+    return torch.where(difference.abs() <= ROUNDING * scale, 0.0, difference)

@@ -6,7 +6,7 @@ from math import gcd, prod
 import torch
 from torch import Tensor
 
-from reparam.algebra import equal_borders, respond, tap_slice, widen_groups
+from reparam.algebra import equal_borders, respond, significant, tap_slice, widen_groups
 from reparam.errors import require
 from reparam.values import Conv, Sides
 
@@ -122,7 +122,7 @@ def _border_before(inner: Conv, border: Tensor | None) -> Tensor | None:
     bias = (
         torch.zeros_like(inner.weight[:, 0].flatten(1)[:, 0]) if inner.bias is None else inner.bias
     )
-    wanted = -bias if border is None else border - bias
+    wanted = -bias if border is None else significant(border - bias, border, bias)
     if not bool(wanted.any()):
         return None
     require(inner.depthwise, "its bias meets the zero padding of the next kernel")

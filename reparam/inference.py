@@ -45,6 +45,8 @@ def facts_of(
                 followed = _opaque(value, operands, {name: facts(v) for name, v in kwargs.items()})
             elif isinstance(first, TensorFacts):
                 followed = _layout(value, first, operands[1:])
+            if followed is None and value.target in ("flatten", torch.flatten):
+                followed = _flattened(first, operands[1:], symbols)
             if followed is None:
                 followed = probe(value.target, args, kwargs, facts, symbols)
             return followed
@@ -180,6 +182,14 @@ def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts
     if kind == "getitem" and isinstance(first, tuple) and type(operands[1]) is int:
         return _item(cast("tuple[Any, ...]", first), operands[1])
     return None
+
+
+def _flattened(x: Any, axes: list[Any], symbols: SymbolTable) -> Facts:
+    """All axes but the first as one: there are two then, however many there were."""
+    if axes not in ([1], [1, -1]) or (isinstance(x, TensorFacts) and x.exact):
+        return None
+    dtype = x.dtype if isinstance(x, TensorFacts) else None
+    return TensorFacts((symbols.fresh(), symbols.fresh()), True, dtype)
 
 
 def _item(sizes: tuple[Any, ...], index: int) -> Facts:

@@ -11,6 +11,7 @@ from torch import fx
 from reparam import known
 from reparam.facts import TensorFacts
 from reparam.graph import Call
+from reparam.operators import AvgPool, Norm, Pad
 from reparam.sizes import Size, SymbolTable
 from reparam.values import BatchNorm, Conv, Opaque, Shape
 from reparam.verify import split_inputs
@@ -54,6 +55,11 @@ def keeps_axes(call: Call) -> bool:
     if isinstance(value, Conv | BatchNorm):
         return True
     return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
+
+
+def keeps_dtype(call: Call) -> bool:
+    """Whether the result has the dtype of the first input, whatever the dtypes of weights."""
+    return isinstance(call.value, BatchNorm | Norm | Pad | AvgPool)
 
 
 class Learner:
@@ -129,14 +135,20 @@ class Learner:
         """Note that a tensor has channels before n spatial axes; if `exact`, one axis more."""
         have = self._learned.get(node) or self._facts(node)
         while isinstance(have, TensorFacts) and node not in self._learned:
-            # It follows from what came before: if the axes are the same there, learn it there.
-            if have.dtype is None and dtype is not None:
-                self._learned[node] = replace(have, dtype=dtype)
-            if not exact or have.exact or not keeps_axes(Call(self._lifted[node])):
+            # It follows from what came before: if that is alike, learn it there.
+            call = Call(self._lifted[node])
+            if have.dtype is not None or not keeps_dtype(call):
+                dtype, known_here = None, dtype
+            else:
+                known_here = dtype
+            if have.dtype is None and known_here is not None:
+                self._learned[node] = replace(have, dtype=known_here)
+            lacks_axes = exact and not have.exact and keeps_axes(call)
+            if not lacks_axes and dtype is None:
                 return
             node = node.all_input_nodes[0]
             have = self._learned.get(node) or self._facts(node)
-            channels, dtype = None, None
+            channels = None
         if isinstance(have, TensorFacts):
             self._learned[node] = refined(have, n, channels, dtype, exact, self._fresh)
         elif have is None:

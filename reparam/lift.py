@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reparam import known, lift_functions, lift_modules, lift_operators
+from reparam import known, lift_functions, lift_layouts, lift_modules, lift_operators
 from reparam.arguments import found, mapped
 from reparam.capture import Capture
 from reparam.constants import Constants
@@ -22,7 +22,8 @@ from reparam.errors import Declined
 from reparam.facts import TensorFacts
 from reparam.graph import Call, ValueGraph, removable, traits
 from reparam.learned import Learned, Learner, given_facts
-from reparam.lift_functions import Lifted, permutation
+from reparam.lift_functions import Lifted
+from reparam.lift_layouts import permutation
 from reparam.lift_modules import CONVS, module_value
 from reparam.lift_operators import POOLED, layout_module, pad_with
 from reparam.meaning import has_meaning, meaning_of
@@ -45,8 +46,8 @@ class Source:
     inputs: tuple[fx.Node, ...]
 
 
-ARGUMENTS = lift_functions.ARGUMENTS | lift_operators.ARGUMENTS
-RULES = lift_functions.RULES | lift_operators.RULES
+ARGUMENTS = lift_functions.ARGUMENTS | lift_layouts.ARGUMENTS | lift_operators.ARGUMENTS
+RULES = lift_functions.RULES | lift_layouts.RULES | lift_operators.RULES
 KINDS = {**lift_modules.KINDS, **lift_operators.KINDS}
 """What is known of functions and modules, all together."""
 

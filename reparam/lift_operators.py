@@ -212,7 +212,11 @@ RULES: dict[str, Rule] = {
 
 
 def _average_module(module: Any, axes: int | None) -> Value:
-    n = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(module)]
+    n = next(
+        n
+        for n in (1, 2, 3)
+        if isinstance(module, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[n - 1])
+    )
     return average(n, vars(module))
 
 

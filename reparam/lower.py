@@ -19,17 +19,12 @@ from reparam.capture import Capture, modules_of
 from reparam.effects import out_of_place
 from reparam.graph import Call, ValueGraph
 from reparam.lift import Source
-from reparam.lower_operators import write_operator
+from reparam.lower_operators import plain_norm, write_operator
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum, Value
 
 MODULES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS: tuple[type[nn.Module], ...] = (
-    nn.BatchNorm1d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class _Lowerer:
@@ -212,6 +207,9 @@ class _Lowerer:
         """Torch's own operator, with new weights as parameters."""
         dtype = call.shape.dtype if call.shape else None
         name = self._fresh(call.name)
+        if isinstance(value, Norm) and value.weight is None is value.bias:
+            self.attributes[name] = plain_norm(value)
+            return self.graph.call_module(name, inputs)
 
         def parameter(own: str, content: Tensor | None) -> fx.Node | None:
             if content is None:

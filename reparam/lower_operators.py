@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from reparam.operators import AVERAGES, TRANSPOSED, AvgPool, Cat, ConvTranspose, Norm, Pad
 from reparam.values import Value
@@ -61,6 +61,16 @@ def _write_pad(
     inner = graph.call_function(operator.sub, (x, constant))
     padded = graph.call_function(F.pad, (inner, sides), options)
     return graph.call_function(operator.add, (padded, constant))
+
+
+def plain_norm(norm: Norm) -> nn.Module:
+    """The module of a norm without weights."""
+    if norm.kind == "rms":
+        return nn.RMSNorm(norm.channels, norm.eps, elementwise_affine=False)
+    eps = 1e-5 if norm.eps is None else norm.eps
+    if norm.kind == "group":
+        return nn.GroupNorm(norm.groups, norm.channels, eps, affine=False)
+    return nn.LayerNorm(norm.channels, eps, elementwise_affine=False)
 
 
 def _write_norm(

@@ -8,18 +8,16 @@ puts there, per pixel of the root, strides included.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
-from reparam.algebra import as_convolution, input_columns
-from reparam.composition import composed_madds
 from reparam.cost import Cost, conv_madds, cost
 from reparam.errors import Declined, require
+from reparam.expansion import affine_call, diagonal, expanded_terms
 from reparam.graph import Apply, Call, Expression
-from reparam.operators import AvgPool, Cat, Pad
 from reparam.rewrite import Replace
-from reparam.terms import Group, Term, composed, grouped, merged, met, operand
-from reparam.values import BatchNorm, Conv, Sum
+from reparam.terms import Group, Term, grouped, merged, met
+from reparam.values import Conv, Sum
 
 LONGEST = 64
 """How many calls a region may take in. Merging gains nothing from longer ones; time it costs."""
@@ -78,11 +76,6 @@ class Blocked:
     reason: str
 
 
-def affine_call(call: Call) -> bool:
-    """Whether a call computes a linear map with a shift."""
-    return isinstance(call.value, Conv | BatchNorm | Sum | Pad | AvgPool | Cat)
-
-
 def merge(
     root: Call,
     through: Callable[[Call], bool] = affine_call,
@@ -112,16 +105,12 @@ def merge(
         return Replace({root: _written(best)})
     if blocked:
         raise Declined(blocked[0].reason, blocked[0].call.name)
-    dearer = [c for c in found if c.after.operations < c.before.operations]
-    if dearer:
-        least = min(dearer, key=lambda c: c.after.madds)
-        raise Declined(_dearer(least.before.madds, least.after.madds), least.removed[-1].name)
+    costly = [c for c in found if c.after.operations < c.before.operations]
+    if costly:
+        least = min(costly, key=lambda c: c.after.madds)
+        raise Declined(dearer(least.before.madds, least.after.madds), least.removed[-1].name)
     require(not diagonal(root), "no convolution next to it takes it in", root.inputs[0].name)
     return None
-
-
-def _dearer(before: float, after: float) -> str:
-    return f"merged, it takes more multiply-adds per pixel: {after:,.0f} instead of {before:,.0f}"
 
 
 def _candidates(
@@ -151,7 +140,7 @@ def _candidates(
         try:
             _same_kind(root, call)
             terms[call] = tuple(merged(group) for group in grouped(terms[call]))
-            parts = _expanded(call, terms[call], limit=None if frugal or stays else budget)
+            parts = expanded_terms(call, terms[call], limit=None if frugal or stays else budget)
         except Declined as declined:
             stuck.add(call)
             if not frugal:
@@ -174,77 +163,6 @@ def _same_kind(root: Call, call: Call) -> None:
     require(len(dtypes - {None}) <= 1, "the dtypes differ")
     devices = {t.device for c in (root, call) for t in c.value.tensors()}
     require(len(devices) <= 1, "the devices differ")
-
-
-def _expanded(call: Call, terms: tuple[Term, ...], limit: float | None) -> list[tuple[Call, Term]]:
-    """The terms of a call as terms of its inputs.
-
-    A composition may take as many multiply-adds as `limit` says, None for no more than its parts.
-    """
-    value = call.value
-    if isinstance(value, Sum):
-        if len(value.coefficients) > 1:
-            _require_one_shape(call)
-        operands = list(enumerate(zip(value.coefficients, call.inputs, strict=True)))
-        return [(x, replace(t, map=operand(t.map, c, i))) for t in terms for i, (c, x) in operands]
-    if isinstance(value, Cat):
-        return _columns(call, value, terms)
-    (source,) = call.inputs
-    known = None if source.shape is None else source.shape.channels(getattr(value, "n", None) or 0)
-    wide = next((t.map.in_channels for t in terms if isinstance(t.map, Conv)), known)
-    inner = as_convolution(value, wide)
-    skip = diagonal(call) or isinstance(value, Pad | AvgPool)
-    new: list[tuple[Call, Term]] = []
-    for term in terms:
-        if isinstance(term.map, Conv):
-            _require_affordable(term.map, inner, limit)
-        deeper = composed(term.map, inner)
-        paths = term.convolutions + term.skips
-        found = replace(term, map=deeper) if skip else Term(deeper, paths, 0)
-        new.append((source, found))
-    return new
-
-
-def _columns(call: Call, cat: Cat, terms: tuple[Term, ...]) -> list[tuple[Call, Term]]:
-    """The terms of a concatenation as terms of what is joined."""
-    new: list[tuple[Call, Term]] = []
-    for term in terms:
-        require(isinstance(term.map, Conv) and term.map.n == cat.n, "no convolution reads it alone")
-        assert isinstance(term.map, Conv)
-        start = 0
-        for source in call.inputs:
-            count = None if source.shape is None else source.shape.channels(cat.n)
-            require(count is not None, "the channels of what is joined are not known", source.name)
-            assert count is not None
-            part = input_columns(term.map, start, count)
-            new.append(
-                (source, replace(term, map=part if start == 0 else replace(part, bias=None)))
-            )
-            start += count
-        require(start == term.map.in_channels, "it is joined along another axis")
-    return new
-
-
-def _require_one_shape(call: Call) -> None:
-    """A sum distributes over its operands if none of them is broadcast."""
-    shapes = [source.shape for source in call.inputs]
-    same = all(
-        shape is not None
-        and shapes[0] is not None
-        and shape.axes == shapes[0].axes
-        and shape.exact == shapes[0].exact
-        for shape in shapes
-    )
-    require(same, "the operands of the sum are not known to have one shape")
-
-
-def _require_affordable(outer: Conv, inner: Conv, limit: float | None) -> None:
-    """Refuse a composition that no region here can pay for, before it is computed."""
-    if outer.n != inner.n:
-        return  # the law itself will say so
-    apart = conv_madds(outer) + conv_madds(inner) * prod(outer.stride)
-    together = composed_madds(outer, inner)
-    require(together <= max(apart, limit or 0), _dearer(apart, together))
 
 
 def _budget(root: Call, through: Callable[[Call], bool]) -> float:
@@ -317,9 +235,3 @@ def _written(candidate: Candidate) -> Expression:
     if coefficients == [1.0]:
         return operands[0]
     return Apply(Sum(tuple(coefficients)), tuple(operands))
-
-
-def diagonal(call: Call) -> bool:
-    """Whether a call scales and shifts channels and is no convolution: a batch norm, a scale."""
-    scale = isinstance(call.value, Conv) and call.value.affine and not call.traits.convolution
-    return scale or isinstance(call.value, BatchNorm)

@@ -14,6 +14,9 @@ from reparam.errors import VerificationError
 EXACT = 1e-9
 """Largest relative difference of two expressions that are equal, evaluated in float64."""
 
+ROUNDING = 1e-12
+"""Largest relative difference of two float64 numbers that are equal but computed in two ways."""
+
 RMSE_FACTORS = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 1.5, torch.float16: 1.5}
 """By how much the error of the fused model may exceed that of the original, in each dtype."""
 

@@ -114,7 +114,7 @@ def test_affine_part_of_a_layer_norm(bias: bool) -> None:
         linear=nn.Linear(6, 5, bias=bias),
     )
     fused = fires(fold_into_readers, model, IMAGES, given=True)
-    assert operators(fused)["layer_norm"] == 1
+    assert operators(fused)["LayerNorm"] == 1
     assert "norm.weight" not in fused.state_dict()
 
 

@@ -1,0 +1,102 @@
+"""Expand a linear call: the maps of what it makes as maps of what it reads."""
+
+from dataclasses import replace
+from math import prod
+
+from reparam.algebra import as_convolution, input_columns
+from reparam.composition import composed_madds
+from reparam.cost import conv_madds
+from reparam.errors import require
+from reparam.graph import Call
+from reparam.operators import AvgPool, Cat, Pad
+from reparam.terms import Term, composed, operand
+from reparam.values import BatchNorm, Conv, Sum
+
+
+def affine_call(call: Call) -> bool:
+    """Whether a call computes a linear map with a shift."""
+    return isinstance(call.value, Conv | BatchNorm | Sum | Pad | AvgPool | Cat)
+
+
+def diagonal(call: Call) -> bool:
+    """Whether a call scales and shifts channels and is no convolution: a batch norm, a scale."""
+    scale = isinstance(call.value, Conv) and call.value.affine and not call.traits.convolution
+    return scale or isinstance(call.value, BatchNorm)
+
+
+def expanded_terms(
+    call: Call, terms: tuple[Term, ...], limit: float | None
+) -> list[tuple[Call, Term]]:
+    """The terms of a call as terms of its inputs.
+
+    A composition may take as many multiply-adds as `limit` says, None for no more than its parts.
+    """
+    value = call.value
+    if isinstance(value, Sum):
+        if len(value.coefficients) > 1:
+            _require_one_shape(call)
+        operands = list(enumerate(zip(value.coefficients, call.inputs, strict=True)))
+        return [(x, replace(t, map=operand(t.map, c, i))) for t in terms for i, (c, x) in operands]
+    if isinstance(value, Cat):
+        return _columns(call, value, terms)
+    (source,) = call.inputs
+    known = None if source.shape is None else source.shape.channels(getattr(value, "n", None) or 0)
+    wide = next((t.map.in_channels for t in terms if isinstance(t.map, Conv)), known)
+    inner = as_convolution(value, wide)
+    skip = diagonal(call) or isinstance(value, Pad | AvgPool)
+    new: list[tuple[Call, Term]] = []
+    for term in terms:
+        if isinstance(term.map, Conv):
+            _require_affordable(term.map, inner, limit)
+        deeper = composed(term.map, inner)
+        paths = term.convolutions + term.skips
+        found = replace(term, map=deeper) if skip else Term(deeper, paths, 0)
+        new.append((source, found))
+    return new
+
+
+def _columns(call: Call, cat: Cat, terms: tuple[Term, ...]) -> list[tuple[Call, Term]]:
+    """The terms of a concatenation as terms of what is joined."""
+    new: list[tuple[Call, Term]] = []
+    for term in terms:
+        require(isinstance(term.map, Conv) and term.map.n == cat.n, "no convolution reads it alone")
+        assert isinstance(term.map, Conv)
+        start = 0
+        for source in call.inputs:
+            count = None if source.shape is None else source.shape.channels(cat.n)
+            require(count is not None, "the channels of what is joined are not known", source.name)
+            assert count is not None
+            part = input_columns(term.map, start, count)
+            new.append(
+                (source, replace(term, map=part if start == 0 else replace(part, bias=None)))
+            )
+            start += count
+        require(start == term.map.in_channels, "it is joined along another axis")
+    return new
+
+
+def _require_one_shape(call: Call) -> None:
+    """A sum distributes over its operands if none of them is broadcast."""
+    shapes = [source.shape for source in call.inputs]
+    same = all(
+        shape is not None
+        and shapes[0] is not None
+        and shape.axes == shapes[0].axes
+        and shape.exact == shapes[0].exact
+        for shape in shapes
+    )
+    require(same, "the operands of the sum are not known to have one shape")
+
+
+def _require_affordable(outer: Conv, inner: Conv, limit: float | None) -> None:
+    """Refuse a composition that no region here can pay for, before it is computed."""
+    if outer.n != inner.n:
+        return  # the law itself will say so
+    apart = conv_madds(outer) + conv_madds(inner) * prod(outer.stride)
+    together = composed_madds(outer, inner)
+    require(together <= max(apart, limit or 0), dearer(apart, together))
+
+
+def dearer(before: float, after: float) -> str:
+    """The reason why a merge that costs more is not made."""
+    return f"merged, it takes more multiply-adds per pixel: {after:,.0f} instead of {before:,.0f}"
