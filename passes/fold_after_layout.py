@@ -45,7 +45,7 @@ def fold_after_layout(call: Call) -> Replace | None:
         chain.insert(0, source)
         source = source.inputs[0]
     linear = source.value
-    if not chain or not isinstance(linear, Conv) or linear.affine:
+    if not chain or not isinstance(linear, Conv) or diagonal(source):
         return None
     shape = source.shape
     known = shape is not None and call.shape is not None

@@ -142,7 +142,8 @@ class _Lowerer:
     def _conv(self, call: Call, conv: Conv, x: fx.Node) -> fx.Node:
         dtype = call.shape.dtype if call.shape else None
         name = self._fresh(call.name)
-        if conv.affine and not (call.traits.convolution and conv.n):
+        layer = call.traits.convolution and (conv.n > 0 or conv.groups == 1)
+        if conv.affine and not layer:
             return self._affine(name, conv, x, call)
         bias = conv.bias
         if conv.border is not None:

@@ -139,5 +139,5 @@ def test_layer_of_unknown_shape() -> None:
     """How many axes the tokens have is not known without example inputs."""
     model = Net(lambda m, x: m.linear(x).flatten(1) * 0.5, linear=nn.Linear(8, 6))
     assert reasons(fold_after_layout, model, TOKENS) == [
-        "the shape of the layer's output is not known"
+        "the number of axes of its input is not known"
     ]
