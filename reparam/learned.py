@@ -13,7 +13,7 @@ from reparam.facts import TensorFacts
 from reparam.graph import Call
 from reparam.operators import AvgPool, Norm, Pad
 from reparam.sizes import Size, SymbolTable
-from reparam.values import BatchNorm, Conv, Opaque, Shape
+from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape
 from reparam.verify import split_inputs
 
 Learned = dict[fx.Node, TensorFacts]
@@ -59,7 +59,10 @@ def keeps_axes(call: Call) -> bool:
 
 def keeps_dtype(call: Call) -> bool:
     """Whether the result has the dtype of the first input, whatever the dtypes of weights."""
-    return isinstance(call.value, BatchNorm | Norm | Pad | AvgPool)
+    value = call.value
+    if isinstance(value, BatchNorm | Norm | Pad | AvgPool | Layout):
+        return True
+    return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
 
 
 class Learner:
@@ -149,6 +152,8 @@ class Learner:
             node = node.all_input_nodes[0]
             have = self._learned.get(node) or self._facts(node)
             channels = None
+            if have is None and isinstance(call.value, Layout):
+                return  # nothing tells how its axes were arranged
         if isinstance(have, TensorFacts):
             self._learned[node] = refined(have, n, channels, dtype, exact, self._fresh)
         elif have is None:

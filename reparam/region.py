@@ -13,7 +13,7 @@ from math import prod
 
 from reparam.cost import Cost, conv_madds, cost
 from reparam.errors import Declined, require
-from reparam.expansion import affine_call, diagonal, expanded_terms
+from reparam.expansion import affine_call, dearer, diagonal, expanded_terms
 from reparam.graph import Apply, Call, Expression
 from reparam.rewrite import Replace
 from reparam.terms import Group, Term, grouped, merged, met
