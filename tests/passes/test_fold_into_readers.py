@@ -140,11 +140,17 @@ def test_input_of_unknown_shape() -> None:
 
 
 def test_input_of_unknown_dtype() -> None:
-    """A batch norm takes images of several."""
+    """A batch norm takes images of several; a linear layer takes tokens of one."""
+    model = Net(
+        lambda m, x: m.after(m.norm(x).mean((2, 3))),
+        norm=nn.BatchNorm2d(6),
+        after=nn.BatchNorm1d(6),
+    )
+    assert reasons(fold_into_readers, model, IMAGES) == ["the dtypes differ"]
     model = Net(
         lambda m, x: m.linear(tokens(m.norm(x))), norm=nn.BatchNorm2d(6), linear=nn.Linear(6, 5)
     )
-    assert reasons(fold_into_readers, model, IMAGES) == ["the dtypes differ"]
+    fires(fold_into_readers, model, IMAGES)
 
 
 def test_activation_in_between() -> None:
