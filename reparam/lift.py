@@ -207,7 +207,7 @@ class _Lifter:
         if name == "permute":
             layout = permutation(node, self.facts)
             return None if layout is None else (layout, node.args)
-        if name in POOLED:
+        if name in POOLED and not options:
             return Layout(target, pure=True, kind="pool"), node.args
         if name not in RULES:
             return None
