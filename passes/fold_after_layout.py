@@ -21,13 +21,13 @@ Profitable when:
 import torch
 
 from reparam import Call, Replace, require, rewrite
-from reparam.algebra import affine, batch_norm_affine, exact
+from reparam.algebra import affine, as_convolution, exact
 from reparam.composition import compose
 from reparam.graph import Apply, Expression
 from reparam.known import kind
 from reparam.layout import Track
 from reparam.region import diagonal
-from reparam.values import BatchNorm, Conv, Layout, Opaque, Sum
+from reparam.values import Conv, Layout, Opaque, Sum
 
 
 @rewrite
@@ -95,12 +95,11 @@ def _rows(call: Call, linear: Conv, rows: torch.Tensor) -> tuple[torch.Tensor, t
     if isinstance(value, Sum):
         scale[rows.flatten()] = value.coefficients[0]
         return scale, shift
-    outer = batch_norm_affine(value) if isinstance(value, BatchNorm) else value
-    assert isinstance(outer, Conv)
+    outer = as_convolution(value, None)
     spread = (-1, *(1,) * outer.n)
     known = rows.shape[-outer.n - 1] == outer.out_channels if rows.ndim > outer.n else False
     require(known, "its channels are not the rows of the layer")
-    scale[rows] = outer.weight.double().reshape(spread).expand(rows.shape)
+    scale[rows] = outer.weight.reshape(spread).expand(rows.shape)
     if outer.bias is not None:
-        shift[rows] = outer.bias.double().reshape(spread).expand(rows.shape)
+        shift[rows] = outer.bias.reshape(spread).expand(rows.shape)
     return scale, shift

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.arguments import mapped
 from reparam.capture import Capture
+from reparam.values import Opaque
 
 
 class _ImpureError(Exception):
@@ -80,12 +81,10 @@ class Constants:
             return content.detach().double() if wide else content
 
         args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
+        target: Any = node.target
         try:
             with torch.no_grad(), _PureCalls():
-                if node.op == "call_method":
-                    result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                else:
-                    result = node.target(*args, **kwargs)  # type: ignore[operator]
+                result = Opaque(target)(*args, **kwargs)
         except Exception:
             return
         self._contents[node] = result
@@ -105,11 +104,7 @@ class Constants:
         target: Any = node.target
         try:
             with torch.no_grad():
-                plain = (
-                    getattr(args[0], target)(*args[1:], **kwargs)
-                    if node.op == "call_method"
-                    else target(*args, **kwargs)
-                )
+                plain = Opaque(target)(*args, **kwargs)
         except Exception:
             return result.dtype
         return plain.dtype

@@ -19,7 +19,7 @@ from reparam.capture import Capture, modules_of
 from reparam.effects import out_of_place
 from reparam.graph import Call, ValueGraph
 from reparam.lift import Source
-from reparam.lower_operators import plain_norm, write_operator
+from reparam.lower_operators import plain_norm, write_operator, write_padding
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum, Value
 
@@ -155,11 +155,7 @@ class _Lowerer:
             bias = border_bias(conv)
         symmetric = all(before == after for before, after in conv.padding)
         if not symmetric:
-            sides = [side for pair in reversed(conv.padding) for side in pair]
-            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            x = self.graph.call_function(
-                nn.functional.pad, (x, sides), {"mode": mode, "value": None}
-            )
+            x = write_padding(self.graph, x, conv.padding, conv.padding_mode)
         out, inner = conv.out_channels, conv.in_channels
         options: dict[str, Any] = {"bias": bias is not None, "device": "meta"}
         if conv.n == 0:

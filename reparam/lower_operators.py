@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reparam.operators import AVERAGES, TRANSPOSED, AvgPool, Cat, ConvTranspose, Norm, Pad
-from reparam.values import Value
+from reparam.values import Sides, Value
 
 
 def write_operator(
@@ -52,15 +52,20 @@ def write_operator(
 def _write_pad(
     graph: fx.Graph, pad: Pad, x: fx.Node, buffer: Callable[[str, Tensor], fx.Node]
 ) -> fx.Node:
-    sides = [side for pair in reversed(pad.padding) for side in pair]
-    mode = "constant" if pad.padding_mode == "zeros" else pad.padding_mode
-    options: dict[str, Any] = {"mode": mode, "value": None}
     if pad.border is None:
-        return graph.call_function(F.pad, (x, sides), options)
+        return write_padding(graph, x, pad.padding, pad.padding_mode)
     constant = buffer("border", pad.border.reshape(-1, *(1,) * pad.n))
     inner = graph.call_function(operator.sub, (x, constant))
-    padded = graph.call_function(F.pad, (inner, sides), options)
+    padded = write_padding(graph, inner, pad.padding, pad.padding_mode)
     return graph.call_function(operator.add, (padded, constant))
+
+
+def write_padding(graph: fx.Graph, x: fx.Node, padding: Sides, padding_mode: str) -> fx.Node:
+    """Add a padding, with zeros or by a mode of convolutions, as torch's function."""
+    sides = [side for pair in reversed(padding) for side in pair]
+    mode = "constant" if padding_mode == "zeros" else padding_mode
+    options: dict[str, Any] = {"mode": mode, "value": None}
+    return graph.call_function(F.pad, (x, sides), options)
 
 
 def plain_norm(norm: Norm) -> nn.Module:

@@ -17,6 +17,7 @@ from reparam import known
 from reparam.arguments import found, mapped
 from reparam.facts import Facts, TensorFacts
 from reparam.sizes import Size, Symbol, SymbolTable
+from reparam.values import Opaque
 
 PRIMES = ((211, 223, 227, 229, 233, 239), (307, 311, 313, 317, 331, 337))
 """Sizes for up to six symbols, twice: larger than most kernels, and small enough to multiply."""
@@ -115,13 +116,11 @@ def _run(
     args, kwargs = mapped((args, kwargs), fx.Node, concrete)
     args, kwargs = mapped((args, kwargs), Tensor, lambda tensor: tensor.to("meta"))
     with torch.no_grad():
-        if isinstance(target, str):
-            return getattr(args[0], target)(*args[1:], **kwargs)
         if isinstance(target, nn.Module):
             state = {**dict(target.named_parameters()), **dict(target.named_buffers())}
             empty = {name: tensor.to("meta") for name, tensor in state.items()}
             return functional_call(target, empty, args, kwargs)
-        return target(*args, **kwargs)
+        return Opaque(target)(*args, **kwargs)
 
 
 def _monomial(sizes: tuple[int, int], free: list[Symbol]) -> Size | None:

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from reparam import known
 from reparam.arguments import mapped
 from reparam.lift_operators import integers, pad_with
+from reparam.values import Opaque
 
 SIZES = ((1, 1), (2, 3), (5, 4), (9, 8))
 """Images on which assignments are tried out."""
@@ -87,9 +88,7 @@ def _evaluated(node: Any, attribute: Attribute) -> Any:
         return attribute(str(node.target)).to("meta")
     args, kwargs = mapped((node.args, node.kwargs), fx.Node, lambda n: _evaluated(n, attribute))
     with torch.no_grad():
-        if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)
+        return Opaque(node.target)(*args, **kwargs)
 
 
 def _fills_border(
