@@ -21,11 +21,12 @@ Profitable when:
 import torch
 
 from reparam import Call, Replace, require, rewrite
-from reparam.algebra import affine, as_convolution, exact
+from reparam.algebra import affine, exact
 from reparam.composition import compose
 from reparam.graph import Apply, Expression
 from reparam.known import kind
 from reparam.layout import Track
+from reparam.operator_laws import as_convolution
 from reparam.region import diagonal
 from reparam.values import Conv, Layout, Opaque, Sum
 

@@ -9,7 +9,8 @@ After:
 Algebra:
     W(s·x + t) + b = (W·s) x + (W t + b): s scales input channels. A norm is one without γ and β,
     followed by a scale of γ and a shift of β. Rearrangements commute with what treats each channel
-    by itself, and so do averages whose weights sum to one: means, pools, resizing.
+    by itself, and so do averages whose weights sum to one: means, pools, resizing. What is scaled
+    by positive numbers alone passes a ReLU, and a maximum passes shifts as well.
 
 Legal when:
     Whatever reads the tensor, by way of these, is linear in just the channels, and no padding that
@@ -25,12 +26,13 @@ from dataclasses import replace
 import torch
 
 from reparam import Call, Replace, require, rewrite
-from reparam.algebra import affine, as_convolution
+from reparam.algebra import affine
 from reparam.composition import compose
 from reparam.facts import TensorFacts
 from reparam.graph import Apply, Expression
 from reparam.layout import Track, carries
-from reparam.operators import Norm
+from reparam.operator_laws import as_convolution, scale_transposed_input
+from reparam.operators import ConvTranspose, Norm
 from reparam.region import affine_call, diagonal
 from reparam.values import BatchNorm, Conv
 
@@ -45,9 +47,9 @@ def fold_into_readers(call: Call) -> Replace | None:
     readers = call.readers
     if plain and len(readers) == 1 and affine_call(readers[0]):
         return None  # a region of two calls
-    if plain and not any(carries(reader) or affine_call(reader) for reader in readers):
-        return None
     scale = _scale(call)
+    if plain and not any(carries(reader, scale) or _layer(reader) for reader in readers):
+        return None
     shape = call.shape
     require(shape is not None, "the shape of its input is not known", call.inputs[0].name)
     assert shape is not None
@@ -55,7 +57,7 @@ def fold_into_readers(call: Call) -> Replace | None:
     if isinstance(value, Norm):
         x = Apply(replace(value, weight=None, bias=None), call.inputs)
     roots: dict[Call, Expression] = {}
-    for reader, track, read in _absorbers(call, scale.n, shape, None, x):
+    for reader, track, read in _absorbers(call, scale, shape, None, x):
         same = reader.shape is not None and reader.shape.dtype == shape.dtype is not None
         require(same, "the dtypes differ", reader.name)
         roots[reader] = Apply(_absorbed(reader, scale, track), (read,))
@@ -82,7 +84,7 @@ def _scale(call: Call) -> Conv:
 
 
 def _absorbers(
-    call: Call, n: int, shape: TensorFacts, track: Track | None, x: Expression
+    call: Call, scale: Conv, shape: TensorFacts, track: Track | None, x: Expression
 ) -> Iterator[tuple[Call, Track | None, Expression]]:
     """Each layer that reads a tensor in the end, where the channels are there, and what it reads.
 
@@ -92,25 +94,32 @@ def _absorbers(
         Declined: at the first reader that is neither a layer nor a rearrangement.
     """
     for reader in dict.fromkeys(call.readers):
-        if carries(reader):
-            begun = Track.start(shape, n) if track is None else track
-            yield from _absorbers(reader, n, shape, begun.through(reader), reader.on(x))
+        if carries(reader, scale):
+            begun = Track.start(shape, scale.n) if track is None else track
+            yield from _absorbers(reader, scale, shape, begun.through(reader), reader.on(x))
             continue
-        linear = isinstance(reader.value, Conv | BatchNorm)
         reason = f"{reader.value.__name__} reads it, which a scale and shift can't pass"
-        require(linear, reason, reader.name)
+        require(_layer(reader), reason, reader.name)
         yield reader, track, x
 
 
-def _absorbed(reader: Call, scale: Conv, track: Track | None) -> Conv:
+def _layer(reader: Call) -> bool:
+    """Whether a call could take in what scales its input."""
+    return isinstance(reader.value, Conv | BatchNorm | ConvTranspose)
+
+
+def _absorbed(reader: Call, scale: Conv, track: Track | None) -> Conv | ConvTranspose:
     """The layer that does what the scale and the reader did."""
-    outer = as_convolution(reader.value, None)
-    if track is None:
-        return compose(outer, scale)
-    channels = track.channels()
-    axis = channels.ndim - outer.n - 1
-    alone = axis >= 0 and channels.numel() == channels.shape[axis] == outer.in_channels
-    require(alone, "its channels are not the channels of what reads it", reader.name)
-    rows = channels.flatten()
-    shift = None if scale.bias is None else scale.bias[rows]
-    return compose(outer, affine(scale.weight.flatten()[rows], shift, outer.n))
+    value = reader.value
+    outer = value if isinstance(value, ConvTranspose) else as_convolution(value, None)
+    if track is not None:
+        channels = track.channels(spread=True)
+        axis = channels.ndim - outer.n - 1
+        alone = axis >= 0 and channels.numel() == channels.shape[axis] == outer.in_channels
+        require(alone, "its channels are not the channels of what reads it", reader.name)
+        rows = channels.flatten()
+        shift = None if scale.bias is None else scale.bias[rows]
+        scale = affine(scale.weight.flatten()[rows], shift, outer.n)
+    if isinstance(outer, ConvTranspose):
+        return scale_transposed_input(outer, scale)
+    return compose(outer, scale)

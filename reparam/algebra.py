@@ -5,16 +5,16 @@ where it does not, it declines and says why. Nothing here knows of graphs, and f
 float64: `exact` and `batch_norm_affine` widen, the other laws keep the dtype they are given.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import gcd, prod
+from math import gcd
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from reparam.errors import require
-from reparam.operators import AvgPool, Pad
-from reparam.values import BatchNorm, Conv, Sides, Value
+from reparam.values import BatchNorm, Conv, Sides
 from reparam.verify import ROUNDING
 
 
@@ -49,54 +49,6 @@ def batch_norm_affine(norm: BatchNorm) -> Conv:
     if norm.bias is not None:
         shift = shift + norm.bias.double()
     return affine(scale, shift, n)
-
-
-def as_convolution(value: Value, channels: int | None) -> Conv:
-    """A linear map of one tensor as a convolution in float64.
-
-    Args:
-        value: a convolution, batch norm, padding or average pooling.
-        channels: of its input, where the value does not say.
-
-    Raises:
-        Declined: if it is none at the border, or if the number of channels is not known.
-    """
-    if isinstance(value, Conv):
-        return exact(value)
-    if isinstance(value, BatchNorm):
-        return batch_norm_affine(value)
-    if isinstance(value, AvgPool):
-        _require_even_average(value)
-    require(channels is not None, "the number of channels is not known")
-    assert channels is not None
-    if isinstance(value, Pad):
-        return _pad_convolution(value, channels)
-    assert isinstance(value, AvgPool), "nothing else is a convolution"
-    return _average_convolution(value, channels)
-
-
-def _pad_convolution(pad: Pad, channels: int) -> Conv:
-    """The identity, padded."""
-    weight = torch.ones(channels, 1, *(1,) * pad.n, dtype=torch.float64)
-    border = None if pad.border is None else pad.border.double().expand(channels)
-    mode, padding = pad.padding_mode, pad.padding
-    return Conv(weight, None, (), padding, (), channels, mode, border)
-
-
-def _require_even_average(pool: AvgPool) -> None:
-    """Refuse a pooling that divides by different numbers at the border."""
-    counted = pool.count_include_pad or not any(pool.padding) or pool.divisor is not None
-    require(counted, "count_include_pad=False averages over fewer pixels at the padding")
-    whole = not pool.ceil_mode or all(stride == 1 for stride in pool.stride)
-    require(whole, "ceil_mode averages over fewer pixels where a window is partial")
-
-
-def _average_convolution(pool: AvgPool, channels: int) -> Conv:
-    """An average pooling as a depthwise convolution: one over the divisor at every tap."""
-    taps = (channels, 1, *pool.kernel)
-    weight = torch.ones(taps, dtype=torch.float64) / (pool.divisor or prod(pool.kernel))
-    sides = tuple((side, side) for side in pool.padding)
-    return Conv(weight, None, pool.stride, sides, groups=channels)
 
 
 def input_columns(conv: Conv, start: int, count: int) -> Conv:
@@ -155,7 +107,7 @@ def embed_kernel(conv: Conv, grid: Grid) -> Conv:
 
 def _grown_padding(conv: Conv, grid: Grid) -> Sides:
     """The padding of a convolution whose kernel was set into a grid."""
-    reach, own = _reach(grid.dilation, grid.taps), _reach(conv.dilation, conv.kernel)
+    reach, own = span(grid.dilation, grid.taps), span(conv.dilation, conv.kernel)
     axes = zip(grid.before, conv.padding, reach, own, strict=True)
     return tuple((first, low + high + far - near - first) for first, (low, high), far, near in axes)
 
@@ -199,14 +151,14 @@ def sum_grid(a: Conv, b: Conv) -> Grid:
     for conv in padded:
         if conv.padding_mode != "zeros":
             # Wider padding of these kinds fails on images that the narrower one still takes.
-            lows, reach = tuple(low for low, _ in conv.padding), _reach(conv.dilation, conv.kernel)
-            same = grid.before == lows and _reach(grid.dilation, grid.taps) == reach
+            lows, reach = tuple(low for low, _ in conv.padding), span(conv.dilation, conv.kernel)
+            same = grid.before == lows and span(grid.dilation, grid.taps) == reach
             require(same, f"the branches are padded differently, in mode {conv.padding_mode!r}")
     return grid
 
 
-def _reach(dilation: tuple[int, ...], taps: tuple[int, ...]) -> tuple[int, ...]:
-    """From the first to the last tap, on each axis."""
+def span(dilation: tuple[int, ...], taps: tuple[int, ...]) -> tuple[int, ...]:
+    """The distance from the first to the last tap, on each axis."""
     return tuple(step * (count - 1) for step, count in zip(dilation, taps, strict=True))
 
 
@@ -227,6 +179,48 @@ def add(a: Conv, b: Conv) -> Conv:
         border=border,
         padding_mode=mode,
     )
+
+
+def stack_rows(convs: Sequence[Conv]) -> Conv:
+    """What several convolutions make of one input, side by side: a sum, each in its own rows.
+
+    Raises:
+        Declined: as `sum_grid` says.
+    """
+    total = sum(conv.out_channels for conv in convs)
+    start, stacked = 0, None
+    for conv in convs:
+        part = _extended_rows(widen_groups(conv, 1), start, total)
+        stacked = part if stacked is None else add(stacked, part)
+        start += conv.out_channels
+    assert stacked is not None, "there is something to stack"
+    return stacked
+
+
+def _extended_rows(conv: Conv, start: int, total: int) -> Conv:
+    """The rows of a convolution from one on, and zeros before and after."""
+    after = total - start - conv.out_channels
+
+    def extended(tensor: Tensor) -> Tensor:
+        zeros = [tensor.new_zeros(count, *tensor.shape[1:]) for count in (start, after)]
+        return torch.cat([zeros[0], tensor, zeros[1]])
+
+    bias = None if conv.bias is None else extended(conv.bias)
+    return replace(conv, weight=extended(conv.weight), bias=bias)
+
+
+def select_rows(conv: Conv, rows: Shaped[Tensor, " kept"]) -> Conv:
+    """Some output channels of a convolution, in another order.
+
+    Raises:
+        Declined: if its groups would be torn apart.
+    """
+    if conv.groups > 1:
+        own = rows // (conv.out_channels // conv.groups)
+        even = torch.arange(conv.groups).repeat_interleave(len(rows) // conv.groups)
+        require(torch.equal(own, even), "its groups would be torn apart")
+    bias = None if conv.bias is None else conv.bias[rows]
+    return replace(conv, weight=conv.weight[rows], bias=bias)
 
 
 def numberless(conv: Conv, shape: tuple[int, ...]) -> Conv:

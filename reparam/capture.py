@@ -1,7 +1,7 @@
 """Trace a model into a torch.fx graph, without leaving anything behind in it."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam import known
+from reparam.bound import bind, split_constants
 from reparam.errors import CaptureError, TrainingModeError, first_line
 from reparam.rebind import rebind
 from reparam.tracer import Tracer, defaults
@@ -79,15 +80,22 @@ def check_mode(model: nn.Module) -> None:
     )
 
 
-def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
+def capture(
+    model: nn.Module, example_inputs: Any = None, constants: Mapping[str, Any] | None = None
+) -> Capture:
     """Trace a model in evaluation mode.
 
     Arguments of its forward that have plain defaults, and that no example is given of, keep them;
     the result then refuses other values.
 
+    Args:
+        model: what is traced.
+        example_inputs: of the arguments that are not held constant.
+        constants: arguments that are, by their names in the forward.
+
     Raises:
         TrainingModeError: if it is in training mode.
-        CaptureError: if its own forward can't be traced.
+        CaptureError: if its own forward can't be traced, or has no argument of a constant's name.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
@@ -96,15 +104,18 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     check_mode(model)
     tracer = Tracer()
     args, kwargs = split_inputs(() if example_inputs is None else example_inputs)
-    given = {*list(inspect.signature(model.forward).parameters)[: len(args)], *kwargs}
+    tensors, others = split_constants(model, constants or {})
+    parameters = [p for p in inspect.signature(model.forward).parameters if p not in tensors]
+    given = {*[p for p in parameters if p not in others][: len(args)], *kwargs, *tensors}
     try:
-        graph = tracer.trace(model, defaults(model, given) or None)
+        graph = tracer.trace(model, (defaults(model, given) | others) or None)
     except Exception as error:
         line = first_line(error)
         raise CaptureError(
             f"{type(model).__name__}.forward can't be traced: {line}; "
             "compile its submodules one by one instead"
         ) from error
-    captured = Capture(model, graph, tracer.untraced, tracer.tensors)
+    kept = bind(graph, tensors)
+    captured = Capture(model, graph, tracer.untraced, tracer.tensors | kept)
     rebind(graph, captured.attribute)
     return captured

@@ -35,12 +35,19 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
     reach, stride = _window(rewrite)
     generator = torch.Generator().manual_seed(SEED)
     worst, interior = 0.0, False
-    for sizes in ((reach // 2 + 1, max(reach - 1, 1)), (reach + stride, reach + stride + 1)):
+    plain = ((reach // 2 + 1, max(reach - 1, 1)), (reach + stride, reach + stride + 1))
+    # Where these are too small for a pool in between, or not what a linear layer reads whole.
+    others = ((4 * reach, 4 * reach + 1), *_flat_sizes(rewrite, known))
+    for sizes in (*plain, *others):
+        if interior and sizes in others:
+            break
         tensors = _draw(known, sizes, generator)
         try:
             old = [_Evaluation(tensors)(root) for root in rewrite]
         except RuntimeError:
             continue  # too small for a kernel; the larger size must do
+        if any(isinstance(result, Tensor) and not result.numel() for result in old):
+            continue  # nothing is left of it
         try:
             new = [_Evaluation(tensors)(expression) for expression in rewrite.values()]
         except Exception as error:
@@ -127,6 +134,14 @@ def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
             options = dict(part.options) if isinstance(part, Apply) else {}
             pending.extend(found((part.inputs, options), (Call, Apply)))
     return longest, stride
+
+
+def _flat_sizes(rewrite: Mapping[Call, Expression], drawn: list[Call]) -> set[tuple[int, int]]:
+    """Sizes of images that a linear layer reads whole: so many pixels that it takes them."""
+    inputs = {call.value.in_channels for call in rewrite if isinstance(call.value, Conv)}
+    axes = [call.shape.axes for call in drawn if call.shape is not None and call.shape.exact]
+    channels = {sizes[1].factor for sizes in axes if len(sizes) > 2 and sizes[1].known}
+    return {(n // c, 1) for n in inputs for c in channels if n % c == 0}
 
 
 def _reach(conv: Conv) -> list[int]:

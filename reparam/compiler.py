@@ -1,11 +1,12 @@
 """The compiler's entry: capture, lift, rewrite, lower, verify, report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, cast
 
 from torch import fx, nn
 
+from reparam.bound import Bound
 from reparam.capture import Capture, capture, keep_hooks
 from reparam.driver import Driver, Listener
 from reparam.errors import PassError, ReparamError
@@ -27,6 +28,7 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
     passes: Sequence[Pass] | None = None,
     verify: bool = True,
     remarks: Listener | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> fx.GraphModule:
     """Fuse what can be fused exactly, and return a new model that computes the same function.
 
@@ -39,13 +41,15 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
             `default_passes()` if None.
         verify: whether to check each rewrite in float64 before it is made, and the whole.
         remarks: called with each `Remark` as it is made.
+        constants: arguments of the forward that never change, by name: tensors, or plain values.
+            What depends on nothing else is computed once, and tensors are no inputs of the result.
 
     Returns:
         A graph module of torch's own modules and functions; `reparam.report` tells what was done.
 
     Raises:
         TrainingModeError: if the model is in training mode.
-        CaptureError: if its forward can't be traced.
+        CaptureError: if its forward can't be traced, or has no argument of a constant's name.
         PassError: if something among `passes` is no pass.
         VerificationError: if the whole result differs from the model.
     """
@@ -60,7 +64,7 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
     if verify not in (True, False):
         raise ReparamError(f"verify is True or False, not {verify!r}")
     told = remarks or _ignore
-    original = captured = capture(model, example_inputs)
+    original = captured = capture(model, example_inputs, constants)
     values = lift_graph(captured, example_inputs)
     found = _left_whole(original, values)
     for remark in found:
@@ -82,7 +86,8 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
     fused = lower(values, captured)
     whole = None
     if verify and example_inputs is not None:
-        equivalence = verify_models(model, fused, example_inputs)
+        reference = Bound(model, constants) if constants else model
+        equivalence = verify_models(reference, fused, example_inputs)
         equivalence.raise_if_different()
         whole = str(equivalence)
     keep_hooks(model, fused)

@@ -21,7 +21,7 @@ def compose(outer: Conv, inner: Conv) -> Conv:
         Declined: if a border in between can not be expressed as a border of x.
     """
     require(outer.n == inner.n, "the two differ in their number of spatial axes")
-    padding, mode, border = _composed_border(outer, inner)
+    padding, mode, border = composed_border(outer, inner)
     kernel, dilation = _composed_taps(outer, inner)
     groups = composed_groups(outer, inner)
     weight: Tensor | None = None
@@ -95,25 +95,36 @@ def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
     return outer.bias if inner.bias is None else respond(outer, inner.bias)
 
 
-def _composed_border(outer: Conv, inner: Conv) -> tuple[Sides, str, Tensor | None]:
-    """Padding, padding mode and border constant of the composition."""
+def composed_border(outer: Conv, inner: Conv) -> tuple[Sides, str, Tensor | None]:
+    """Padding, padding mode and border constant of the composition.
+
+    Raises:
+        Declined: if a border in between can not be expressed as a border of x.
+    """
     strides = zip(inner.padding, inner.stride, outer.padding, strict=True)
     padding = tuple((a + s * c, b + s * d) for (a, b), s, (c, d) in strides)
     if not outer.padded:
+        zeros = inner.padding_mode == "zeros" or not outer.cropped
+        require(zeros, f"a crop of what is padded in mode {inner.padding_mode!r} is not merged")
         return padding, inner.padding_mode, inner.border
     if outer.padding_mode != "zeros":
         reason = f"padding in mode {outer.padding_mode!r} commutes with a pointwise map alone"
         require(inner.pointwise, reason)
         return padding, outer.padding_mode, None
-    for sides, kernel, own in zip(outer.padding, inner.kernel, inner.padding, strict=True):
+    axes = zip(outer.padding, inner.kernel, inner.padding, inner.stride, strict=True)
+    for sides, kernel, (low, high), stride in axes:
         if any(sides):
-            require(kernel == 1 and not any(own), "two padded kernels do not merge at the border")
+            # Rows that a stride passes over do not count: what comes before the first is padding.
+            whole = kernel == 1 and high == 0 and -stride < low <= 0
+            require(whole, "two padded kernels do not merge at the border")
     mixed = not inner.padded or inner.padding_mode == "zeros"
     require(mixed, "the two are padded in different modes")
     border = _border_before(inner, outer.border)
     if inner.padded:
         same = equal_borders(inner.border, border)
-        require(same, "the two are padded with different constants")
+        zeros = inner.border is None and outer.border is None
+        reason = "its bias meets the zero padding of the next kernel"
+        require(same, reason if zeros else "the two are padded with different constants")
     return padding, "zeros", border
 
 

@@ -1,14 +1,17 @@
 """Evaluate what depends on parameters, buffers and literals alone, in float64."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reparam import known
 from reparam.arguments import mapped
 from reparam.capture import Capture
+from reparam.tracer import hooked
 from reparam.values import Opaque
 
 
@@ -42,8 +45,8 @@ class Constants:
                 continue
             if node.op == "get_attr":
                 self._contents[node] = capture.attribute(str(node.target))
-            elif node.op in ("call_function", "call_method") and self._constant_inputs(node):
-                self._evaluate(node)
+            elif node.op.startswith("call_") and self._constant_inputs(node):
+                self._evaluate(node, _function(capture, node))
 
     def __contains__(self, node: fx.Node) -> bool:
         """Whether the node is a constant."""
@@ -74,25 +77,26 @@ class Constants:
         inputs = node.all_input_nodes
         return bool(inputs) and all(source in self._contents for source in inputs)
 
-    def _evaluate(self, node: fx.Node) -> None:
+    def _evaluate(self, node: fx.Node, function: Any) -> None:
+        """Keep the result of a call, unless it is random or has an effect."""
+
         def load(source: fx.Node) -> Any:
             content = self._contents[source]
             wide = isinstance(content, Tensor) and content.is_floating_point()
             return content.detach().double() if wide else content
 
         args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
-        target: Any = node.target
         try:
             with torch.no_grad(), _PureCalls():
-                result = Opaque(target)(*args, **kwargs)
+                result = _widened(function)(*args, **kwargs)
         except Exception:
             return
         self._contents[node] = result
         self._computed.add(node)
         if isinstance(result, Tensor) and result.is_floating_point():
-            self._dtypes[node] = self._plain_dtype(node, result)
+            self._dtypes[node] = self._plain_dtype(node, function, result)
 
-    def _plain_dtype(self, node: fx.Node, result: Tensor) -> torch.dtype:
+    def _plain_dtype(self, node: fx.Node, function: Any, result: Tensor) -> torch.dtype:
         """The dtype of a computed constant when nothing is widened, by a run without memory."""
 
         def load(source: fx.Node) -> Any:
@@ -101,10 +105,32 @@ class Constants:
             return content.to("meta", dtype) if isinstance(content, Tensor) else content
 
         args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
-        target: Any = node.target
+        module = isinstance(function, nn.Module)
         try:
             with torch.no_grad():
-                plain = Opaque(target)(*args, **kwargs)
+                plain = (copy.deepcopy(function).to("meta") if module else function)(
+                    *args, **kwargs
+                )
         except Exception:
             return result.dtype
         return plain.dtype
+
+
+def _function(capture: Capture, node: fx.Node) -> Any:
+    """What a call calls: a function, a method by its name, or a module of torch's own."""
+    if node.op != "call_module":
+        target: Any = node.target
+        return Opaque(target)
+    module = capture.attribute(str(node.target))
+    plain = known.torchs_own(module) and not hooked(module) and not module.training
+    return module if plain else _refuse
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    """Stand for a module that may have any effect."""
+    raise _ImpureError
+
+
+def _widened(function: Any) -> Any:
+    """A module with its parameters in float64; any other function as it is."""
+    return copy.deepcopy(function).double() if isinstance(function, nn.Module) else function

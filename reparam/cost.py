@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import gcd, prod
 
 from reparam.algebra import sum_grid
-from reparam.operators import AvgPool, Norm
+from reparam.operators import AvgPool, ConvTranspose, Norm
 from reparam.values import BatchNorm, Constant, Conv, Shape, Sum, Value
 
 
@@ -38,7 +38,7 @@ def cost(value: Value, channels: int, pixels: float = 1, layer: bool = False) ->
     match value:
         case Conv():
             operations = _affine_operations(value) if value.affine and not layer else 1
-            operations += value.border is not None
+            operations += (value.border is not None) + (not value.symmetric)
             madds = conv_madds(value) + (value.in_channels if value.border is not None else 0)
             return Cost(operations, madds * pixels)
         case BatchNorm():
@@ -52,6 +52,8 @@ def cost(value: Value, channels: int, pixels: float = 1, layer: bool = False) ->
             return FREE
         case AvgPool():
             return Cost(1, channels * prod(value.kernel) * pixels)
+        case ConvTranspose():
+            return Cost(1, value.weight.numel() / prod(value.stride) * pixels)
         case Norm():  # the affine part is an operation of its own, if in the same kernel
             return Cost(1 + (value.weight is not None or value.bias is not None), 0)
         case _:

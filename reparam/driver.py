@@ -11,10 +11,11 @@ from reparam.arguments import found
 from reparam.check import check
 from reparam.cost import Cost, cost
 from reparam.errors import Declined, Rejected, first_line, require
-from reparam.graph import Apply, Call, Expression, Traits, ValueGraph, leaves
+from reparam.graph import Apply, Call, Expression, ValueGraph, leaves
 from reparam.report import Remark
 from reparam.rewrite import Replace, Rewrite
-from reparam.values import BatchNorm, Conv, Value
+from reparam.traits import Traits
+from reparam.values import BatchNorm, Conv, Layout, Value
 
 Listener = Callable[[Remark], None]
 
@@ -113,17 +114,17 @@ class Driver:
             require(before, "its replacement reads what it replaces, or what comes after it")
         dead = self.values.dead_after(rewrite)
         parts = list(_applications(rewrite))
-        old = _measure([c.value for c in dead])
+        kept = Traits()
+        for gone in dead:
+            kept |= gone.traits
+        old = _measure((c.value, c.traits.convolution) for c in dead)
         old += Cost(sum(c.constant_operations for c in dead), 0)
-        new = _measure([part.value for part in parts])
+        new = _measure((part.value, kept.convolution) for part in parts)
         require(new < old, f"it would not make the graph smaller: {_size(old)}, then {_size(new)}")
         _require_representable(rewrite, parts)
         error = self._checked(rewrite, parts, dead)
         name = _name(call, dead)
         message = _effect(call, name, dead)
-        kept = Traits()
-        for gone in dead:
-            kept |= gone.traits
         around = {reader for c in dead for source in c.inputs for reader in source.readers}
         made = self.values.replace(rewrite)
         for fresh in made:
@@ -134,10 +135,7 @@ class Driver:
             for other in self.passes:
                 self._missed.pop((gone, other.name), None)
         self._say("applied", rule.name, name, message, None, error)
-        readers = {reader for c in made for reader in c.readers}
-        readers |= {reader for root in leaves(rewrite.values()) for reader in root.readers}
-        further = {reader for reader in readers for reader in reader.readers}
-        near = {*made, *readers, *further, *around}
+        near = {*made, *around, *_downstream({*made, *leaves(rewrite.values())})}
         self._enqueue(c for c in near if not c.node._erased)
 
     def _checked(
@@ -166,6 +164,20 @@ class Driver:
         self.listener(remark)
 
 
+def _downstream(calls: set[Call]) -> set[Call]:
+    """The readers of calls, and theirs; a rearrangement in between counts as nothing."""
+    reached: dict[Call, int] = {}
+    pending = [(call, 0) for call in calls]
+    while pending:
+        call, steps = pending.pop()
+        for reader in call.readers:
+            further = steps + (not isinstance(reader.value, Layout))
+            if further < min(reached.get(reader, 3), 3):
+                reached[reader] = further
+                pending.append((reader, further))
+    return set(reached)
+
+
 def _applications(rewrite: dict[Call, Expression]) -> Any:
     """Every application in the expressions, each once."""
     seen: set[int] = set()
@@ -178,12 +190,15 @@ def _applications(rewrite: dict[Call, Expression]) -> Any:
             pending.extend(found((part.inputs, dict(part.options)), (Call, Apply)))
 
 
-def _measure(values: list[Value]) -> Cost:
-    """The measure that every rewrite lowers: operations, then elements of weights."""
+def _measure(values: Iterable[tuple[Value, bool]]) -> Cost:
+    """The measure that every rewrite lowers: operations, then elements of weights.
+
+    With each value, whether it runs as a convolution even if it only scales and shifts.
+    """
     total = Cost(0, 0)
-    for value in values:
+    for value, layer in values:
         elements = sum(tensor.numel() for tensor in value.tensors())
-        total += Cost(cost(value, 0).operations, elements)
+        total += Cost(cost(value, 0, layer=layer).operations, elements)
     return total
 
 

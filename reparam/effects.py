@@ -24,7 +24,7 @@ FRESH_MODULES = (
 )
 """Modules whose result shares no memory with their input, whatever the mode."""
 
-FRESH_KINDS = {"pointwise", "elementwise", "matmul", "attention", "pool"}
+FRESH_KINDS = {"pointwise", "elementwise", "matmul", "attention", "pool", "max_pool"}
 FRESH_NAMES = {
     "batch_norm", "cat", "stack", "mean", "sum", "amax", "max_pool2d", "avg_pool2d", "interpolate",
     "flip", "roll", "einsum", "bmm", "normalize", "repeat_interleave",

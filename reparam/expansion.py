@@ -3,19 +3,23 @@
 from dataclasses import replace
 from math import prod
 
-from reparam.algebra import as_convolution, input_columns
-from reparam.composition import composed_madds
+from reparam.algebra import input_columns
+from reparam.composition import composed_border, composed_madds
 from reparam.cost import conv_madds
 from reparam.errors import require
 from reparam.graph import Call
-from reparam.operators import AvgPool, Cat, Pad
+from reparam.operator_laws import as_convolution
+from reparam.operators import AvgPool, Cat, ConvTranspose, Pad, Slice
 from reparam.terms import Term, composed, operand
 from reparam.values import BatchNorm, Conv, Sum
 
 
 def affine_call(call: Call) -> bool:
     """Whether a call computes a linear map with a shift."""
-    return isinstance(call.value, Conv | BatchNorm | Sum | Pad | AvgPool | Cat)
+    value = call.value
+    if isinstance(value, ConvTranspose):
+        return max(value.stride) == 1
+    return isinstance(value, Conv | BatchNorm | Sum | Pad | Slice | AvgPool | Cat)
 
 
 def diagonal(call: Call) -> bool:
@@ -43,7 +47,7 @@ def expanded_terms(
     known = None if source.shape is None else source.shape.channels(getattr(value, "n", None) or 0)
     wide = next((t.map.in_channels for t in terms if isinstance(t.map, Conv)), known)
     inner = as_convolution(value, wide)
-    skip = diagonal(call) or isinstance(value, Pad | AvgPool)
+    skip = diagonal(call) or isinstance(value, Pad | Slice | AvgPool)
     new: list[tuple[Call, Term]] = []
     for term in terms:
         if isinstance(term.map, Conv):
@@ -92,6 +96,7 @@ def _require_affordable(outer: Conv, inner: Conv, limit: float | None) -> None:
     """Refuse a composition that no region here can pay for, before it is computed."""
     if outer.n != inner.n:
         return  # the law itself will say so
+    composed_border(outer, inner)  # of two reasons, the border is the one that no budget mends
     apart = conv_madds(outer) + conv_madds(inner) * prod(outer.stride)
     together = composed_madds(outer, inner)
     require(together <= max(apart, limit or 0), dearer(apart, together))

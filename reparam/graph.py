@@ -8,15 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from reparam.arguments import found, mapped
 from reparam.errors import Declined, require
 from reparam.facts import Facts, TensorFacts
 from reparam.inference import facts_of
+from reparam.operators import Norm
 from reparam.sizes import SymbolTable
-from reparam.values import Layout, Opaque, Shape, Value
+from reparam.traits import Traits
+from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Value
 
 INPUT = Opaque("input", reason="an input of the model")
 OUTPUT = Opaque("output", reason="an output of the model")
@@ -71,7 +72,7 @@ class Call:
         return tuple(readers)
 
     @property
-    def traits(self) -> "Traits":
+    def traits(self) -> Traits:
         """What its weights keep through a rewrite."""
         return self.node.meta.get("traits", Traits())
 
@@ -125,11 +126,6 @@ class ValueGraph:
     def calls(self) -> Iterator[Call]:
         """All calls in order of execution, the graph's inputs included."""
         return (Call(node) for node in self.graph.nodes if node.op != "output")
-
-    @property
-    def output(self) -> Call:
-        """The call that stands for the outputs."""
-        return Call(self.graph.output_node())
 
     def apply(self, value: Value, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Call:
         """Add a call at the insertion point."""
@@ -193,12 +189,13 @@ class ValueGraph:
             if call in rewrite or reader in dead or not isinstance(reader.value, Shape):
                 continue
             alive = (c for c in self.calls() if c < reader and (c in rewrite or c not in dead))
-            twin = next((c for c in alive if c != call and self._reads_alike(reader, c)), None)
+            alike = (c for c in alive if _sized_by(c) == _sized_by(call) or self._alike(reader, c))
+            twin = next((c for c in alike if c != call), None)
             require(twin is not None, "its sizes are read, and no other tensor has them", call.name)
             if twin is not None:
                 yield reader, call, twin
 
-    def _reads_alike(self, reader: Call, other: Call) -> bool:
+    def _alike(self, reader: Call, other: Call) -> bool:
         """Whether a read of sizes is known to give the same from another tensor."""
         if reader.facts is None or other.shape is None:
             return False
@@ -227,49 +224,22 @@ class ValueGraph:
     def _insertion(self, value: Value, inputs: Any, root: Call) -> Any:
         """Where a new call goes: before what it replaces.
 
-        A layout goes where it can first be made, since its sizes may be read earlier.
+        What does not stand in its place goes where it can first be made, since its sizes may be
+        read earlier.
         """
         sources = found(inputs, fx.Node)
-        if isinstance(value, Layout) and sources:
+        if isinstance(value, Layout | Norm) and sources:
             return self.graph.inserting_after(max(sources))
         return self.graph.inserting_before(root.node)
 
 
-@dataclass(frozen=True)
-class Traits:
-    """What weights keep through a rewrite.
-
-    Attributes:
-        trainable: whether any of them requires a gradient.
-        channels_last: whether those of images are laid out so.
-        convolution: whether any of them belongs to a convolution, be it 1×1 and depthwise.
-    """
-
-    trainable: bool = False
-    channels_last: bool = False
-    convolution: bool = False
-
-    def __or__(self, other: "Traits") -> "Traits":
-        """Of both together."""
-        return Traits(
-            self.trainable or other.trainable,
-            self.channels_last or other.channels_last,
-            self.convolution or other.convolution,
-        )
-
-
-def traits(tensors: Iterable[Any], convolution: bool) -> Traits:
-    """The traits of some weights, of a convolution or not; what is no tensor has none."""
-    weights = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
-    images = [weight for weight in weights if weight.ndim == 4]  # (out, in/groups, *kernel)
-    return Traits(
-        any(weight.requires_grad for weight in weights),
-        any(
-            weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-            for weight in images
-        ),
-        convolution,
-    )
+def _sized_by(call: Call) -> Call:
+    """The earliest call that has the sizes of this one for sure."""
+    value = call.value
+    while isinstance(value, BatchNorm | Norm) or (isinstance(value, Conv) and value.affine):
+        call = call.inputs[0]
+        value = call.value
+    return call
 
 
 def removable(call: Call) -> bool:

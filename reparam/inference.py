@@ -8,7 +8,7 @@ import torch
 
 from reparam import known
 from reparam.facts import Facts, TensorFacts
-from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
+from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad, Slice
 from reparam.probe import probe
 from reparam.sizes import ONE, Size, SymbolTable
 from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Sum, Value
@@ -31,7 +31,7 @@ def facts_of(
             return _conv(value, first, symbols) if isinstance(first, TensorFacts) else None
         case BatchNorm() | Norm():
             return first
-        case Pad() | AvgPool() | ConvTranspose():
+        case Pad() | Slice() | AvgPool() | ConvTranspose():
             return _windowed(value, first, symbols) if isinstance(first, TensorFacts) else None
         case Cat(n):
             return probe(torch.cat, (list(args), -n - 1), {}, facts, symbols)
@@ -47,6 +47,8 @@ def facts_of(
                 followed = _layout(value, first, operands[1:])
             if followed is None and value.target in ("flatten", torch.flatten):
                 followed = _flattened(first, operands[1:], symbols)
+            if followed is None and known.name(value.target) in ("reshape", "view"):
+                followed = _reshaped(first, operands[1:], symbols)
             if followed is None:
                 followed = probe(value.target, args, kwargs, facts, symbols)
             return followed
@@ -71,7 +73,9 @@ def _conv(conv: Conv, x: TensorFacts, symbols: SymbolTable) -> Facts:
     return TensorFacts((*lead, Size(conv.out_channels), *sizes), x.exact, x.dtype)
 
 
-def _windowed(value: Pad | AvgPool | ConvTranspose, x: TensorFacts, symbols: SymbolTable) -> Facts:
+def _windowed(
+    value: Pad | Slice | AvgPool | ConvTranspose, x: TensorFacts, symbols: SymbolTable
+) -> Facts:
     """The facts of what changes the sizes behind the channels in a known way."""
     if len(x.axes) <= value.n:
         return None
@@ -80,6 +84,9 @@ def _windowed(value: Pad | AvgPool | ConvTranspose, x: TensorFacts, symbols: Sym
     for axis, size in enumerate(spatial):
         if isinstance(value, Pad):
             sizes.append(symbols.windows(size, 1, sum(value.padding[axis]) - 1))
+        elif isinstance(value, Slice):
+            slack = -value.start[axis] - value.cut[axis] - 1
+            sizes.append(symbols.windows(size, value.stride[axis], slack))
         elif isinstance(value, ConvTranspose):
             sizes.append(_upsampled(value, axis, size, symbols))
         elif value.ceil_mode:
@@ -190,6 +197,18 @@ def _flattened(x: Any, axes: list[Any], symbols: SymbolTable) -> Facts:
         return None
     dtype = x.dtype if isinstance(x, TensorFacts) else None
     return TensorFacts((symbols.fresh(), symbols.fresh()), True, dtype)
+
+
+def _reshaped(x: Any, sizes: list[Any], symbols: SymbolTable) -> Facts:
+    """As many axes as there are sizes, be it that one of them does not follow."""
+    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        sizes = list(cast("tuple[Any, ...]", sizes[0]))
+    if not isinstance(x, TensorFacts) or not all(isinstance(size, Size | int) for size in sizes):
+        return None
+    given = [Size(size) if isinstance(size, int) else size for size in sizes]
+    rest = symbols.derived(("reshape", x.axes, tuple(given)))
+    axes = tuple(rest if size.factor == -1 else size for size in given)
+    return TensorFacts(axes, True, x.dtype)
 
 
 def _item(sizes: tuple[Any, ...], index: int) -> Facts:

@@ -19,6 +19,11 @@ POINTWISE_MODULES = (
     nn.Softplus, nn.Softsign, nn.Softmax, nn.LogSoftmax, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
 )  # fmt: skip
 
+MAX_POOL_MODULES = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+)  # fmt: skip
+
 POINTWISE_NAMES = {
     "relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish",
     "sigmoid",
@@ -34,12 +39,18 @@ ELEMENTWISE_NAMES = {
 
 COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 
-POOL_NAMES = {"adaptive_avg_pool2d", "adaptive_max_pool2d"}
+HOMOGENEOUS_NAMES = {"relu", "leaky_relu", "prelu"}
+"""What a positive factor passes."""
+
+MAX_POOL_NAMES = {f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)}
+
+POOL_NAMES = {"adaptive_avg_pool2d"}
 
 KINDS = {
     **dict.fromkeys(POINTWISE_NAMES, "pointwise"),
     **dict.fromkeys(ELEMENTWISE_NAMES, "elementwise"),
     **dict.fromkeys(POOL_NAMES, "pool"),
+    **dict.fromkeys(MAX_POOL_NAMES, "max_pool"),
     "matmul": "matmul",
     "scaled_dot_product_attention": "attention",
     "getitem": "getitem",
@@ -79,17 +90,30 @@ def kind(target: Any) -> str | None:
     if isinstance(target, nn.Module):
         if type(target) in POINTWISE_MODULES:
             return "pointwise"
-        if type(target) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
-            plain = not getattr(target, "return_indices", False)
-            return "pool" if plain and target.output_size in (1, (1, 1)) else None
-        return None
+        if type(target) in MAX_POOL_MODULES:
+            return "max_pool" if not getattr(target, "return_indices", False) else None
+        return "pool" if type(target) is nn.AdaptiveAvgPool2d else None
     return KINDS.get(name(target) or "")
+
+
+def homogeneous(target: Any) -> bool:
+    """Whether a positive factor passes a target."""
+    if isinstance(target, nn.Module):
+        return type(target) in (nn.ReLU, nn.LeakyReLU, nn.PReLU)
+    return name(target) in HOMOGENEOUS_NAMES
 
 
 def home(function: Any) -> Any:
     """The module of torch or Python that a function is from; None for one of a user's."""
     own = getattr(function, "__name__", "")
     return next((m for m in MODULES_WITH_FUNCTIONS if getattr(m, own, None) is function), None)
+
+
+def torchs_own(target: Any) -> bool:
+    """Whether a function or module is torch's, or a method's name: nobody else's code is run."""
+    if isinstance(target, nn.Module):
+        return type(target).__module__.startswith("torch.nn.")
+    return isinstance(target, str) or home(target) is not None
 
 
 def name(target: Any) -> str | None:

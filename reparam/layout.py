@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from reparam import known
 from reparam.errors import Declined, require
 from reparam.facts import TensorFacts
 from reparam.graph import Call
-from reparam.operators import AvgPool
+from reparam.operators import AvgPool, Slice
 from reparam.sizes import ONE, Size, product
-from reparam.values import Layout
+from reparam.values import Conv, Layout, Opaque
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ class Track:
             Declined: if it can't be followed.
         """
         layout = call.value
-        if isinstance(layout, AvgPool):
-            return self._pooled(call)
-        assert isinstance(layout, Layout), "only layouts and averages carry channels along"
+        if not isinstance(layout, Layout):
+            return self._pooled(call)  # it acts on each channel by itself, in its place
         match layout.kind:
             case "permute":
                 kept = len(self.axes) - len(layout.axes)
@@ -115,13 +115,17 @@ class Track:
         require(len(factors) <= 1, "channels are mixed with other axes")
         return factors[0].stride if factors else 0
 
-    def channels(self) -> Tensor:
-        """The channel of each index along the channel factors: one axis for each axis here."""
+    def channels(self, spread: bool = False) -> Tensor:
+        """The channel of each index along the channel factors: one axis for each axis here.
+
+        With `spread`, an axis of channels may run over a known number of positions as well.
+        """
         grid = torch.zeros((1,) * len(self.axes), dtype=torch.int64) + self.first
         for axis, factors in enumerate(self.axes):
             if not any(factor.stride for factor in factors):
                 continue
-            require(all(f.stride for f in factors), "channels are mixed with other axes")
+            fixed = all(f.stride or (spread and f.size.known) for f in factors)
+            require(fixed, "channels are mixed with other axes")
             index = torch.zeros((), dtype=torch.int64)
             for factor in factors:
                 steps = torch.arange(factor.size.factor) * factor.stride
@@ -130,12 +134,21 @@ class Track:
         return grid
 
 
-def carries(call: Call) -> bool:
-    """Whether a call rearranges, or averages each channel with weights that sum to one."""
+def carries(call: Call, scale: Conv) -> bool:
+    """Whether what scales channels can pass a call: it rearranges, averages or picks each alone.
+
+    Averages have weights that sum to one. A maximum commutes with positive scales and with shifts,
+    a ReLU with positive scales.
+    """
     value = call.value
+    if isinstance(value, Opaque) and not isinstance(value, Layout):
+        positive = bool((scale.weight > 0).all()) and call.shape is not None
+        still = scale.bias is None or not bool(scale.bias.any())
+        maximum = known.kind(value.target) == "max_pool"
+        return positive and (maximum or (still and known.homogeneous(value.target)))
     if isinstance(value, AvgPool):
         return value.divisor is None and not any(value.padding)
-    return isinstance(value, Layout)
+    return isinstance(value, Layout | Slice)
 
 
 def _regrouped(
@@ -145,10 +158,15 @@ def _regrouped(
     left = [factor for factors in axes for factor in factors if factor.size != ONE]
     grouped: list[tuple[Factor, ...]] = []
     for size in sizes:
+        if not any(factor.stride for factor in left):
+            grouped.append((Factor(size),))  # however it is made up: there are no channels in it
+            continue
         taken: list[Factor] = []
         wanted = size
         while wanted != ONE:
-            require(bool(left), "its shape is not known well enough")
+            if taken and not any(factor.stride for factor in left):
+                taken.append(Factor(wanted))
+                break
             factor = left.pop(0)
             rest = wanted.divided_by(factor.size)
             if rest is None:
@@ -158,7 +176,8 @@ def _regrouped(
             taken.append(factor)
             wanted = rest
         grouped.append(tuple(taken) or (Factor(ONE),))
-    require(not left, "its shape is not known well enough")
+    lost = any(factor.stride for factor in left)
+    require(not lost, "its shape is not known well enough")
     return tuple(grouped)
 
 

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -11,13 +11,17 @@ from torch import fx
 from reparam import known
 from reparam.facts import TensorFacts
 from reparam.graph import Call
-from reparam.operators import AvgPool, Norm, Pad
+from reparam.operators import AvgPool, ConvTranspose, Norm, Pad, Slice
 from reparam.sizes import Size, SymbolTable
 from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape
 from reparam.verify import split_inputs
 
 Learned = dict[fx.Node, TensorFacts]
 """Facts of tensors that are known from what reads them, by the call that makes the tensor."""
+
+
+CAT_NAMES = ("cat", "concat", "concatenate")
+"""What torch calls a concatenation: whatever it joins has as many axes as the result."""
 
 
 def given_facts(graph: fx.Graph, example_inputs: Any, symbols: SymbolTable) -> Learned:
@@ -30,6 +34,14 @@ def given_facts(graph: fx.Graph, example_inputs: Any, symbols: SymbolTable) -> L
         for node, given in [*zip(placeholders, args, strict=False), *named.items()]
         if isinstance(given, torch.Tensor)
     }
+
+
+def knows_more(learned: TensorFacts, have: TensorFacts | None) -> bool:
+    """Whether a reader told what does not follow from what makes the tensor."""
+    if have is None or have.dtype is None:
+        return True
+    both = zip(reversed(learned.axes), reversed(have.axes), strict=False)
+    return any(told.known and not own.known for told, own in both)
 
 
 def refined(
@@ -52,7 +64,7 @@ def refined(
 def keeps_axes(call: Call) -> bool:
     """Whether the result has as many axes as the first input."""
     value = call.value
-    if isinstance(value, Conv | BatchNorm):
+    if isinstance(value, Conv | BatchNorm | ConvTranspose | Pad | Slice | AvgPool):
         return True
     return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
 
@@ -60,7 +72,7 @@ def keeps_axes(call: Call) -> bool:
 def keeps_dtype(call: Call) -> bool:
     """Whether the result has the dtype of the first input, whatever the dtypes of weights."""
     value = call.value
-    if isinstance(value, BatchNorm | Norm | Pad | AvgPool | Layout):
+    if isinstance(value, BatchNorm | Norm | Pad | Slice | AvgPool | Layout):
         return True
     return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
 
@@ -92,6 +104,10 @@ class Learner:
             self._heed_assertion(node)
         elif called == "getitem" and isinstance(node.args[0], fx.Node):
             self._heed_index(node.args[0], node.args[1])
+            self._heed_slices(node.args[0], node.args[1])
+        elif called in CAT_NAMES and node in self._learned and self._learned[node].exact:
+            for part in node.all_input_nodes:
+                self.demand(part, len(self._learned[node].axes) - 2, exact=True)
         elif called == "permute" and not node.kwargs and isinstance(node.args[0], fx.Node):
             order = node.args[1:]
             several = order[0] if len(order) == 1 else order
@@ -122,6 +138,13 @@ class Learner:
         if type(index) is int and self._lacks_batch(tensor, index + 1):
             self.demand(tensor, index - 1, exact=True)
 
+    def _heed_slices(self, tensor: fx.Node, index: Any) -> None:
+        """As many slices as a convolution takes axes at most: it has so many."""
+        parts = list(cast("tuple[Any, ...]", index)) if isinstance(index, tuple) else []
+        slices = bool(parts) and all(isinstance(part, slice) for part in parts)
+        if slices and self._lacks_batch(tensor, len(parts)):
+            self.demand(tensor, len(parts) - 2, exact=True)
+
     def _lacks_batch(self, tensor: fx.Node, axes: int) -> bool:
         """Whether a tensor is known to have so many axes, or one less and no batch."""
         have = self._facts(tensor)
@@ -137,6 +160,10 @@ class Learner:
     ) -> None:
         """Note that a tensor has channels before n spatial axes; if `exact`, one axis more."""
         have = self._learned.get(node) or self._facts(node)
+        if isinstance(have, TensorFacts) and have.exact and have.dtype is not None:
+            # All there may be left to learn is how many channels there are.
+            self._learned[node] = refined(have, n, channels, dtype, exact, self._fresh)
+            return
         while isinstance(have, TensorFacts) and node not in self._learned:
             # It follows from what came before: if that is alike, learn it there.
             call = Call(self._lifted[node])

@@ -20,16 +20,17 @@ from reparam.constants import Constants
 from reparam.effects import fenced, out_of_place
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
-from reparam.graph import Call, ValueGraph, removable, traits
-from reparam.learned import Learned, Learner, given_facts
+from reparam.graph import Call, ValueGraph, removable
+from reparam.learned import Learned, Learner, given_facts, knows_more
 from reparam.lift_functions import Lifted
-from reparam.lift_layouts import permutation
+from reparam.lift_layouts import layout_module, permutation, rank
 from reparam.lift_modules import CONVS, module_value
-from reparam.lift_operators import POOLED, layout_module, pad_with
+from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning, meaning_of
-from reparam.operators import Norm
+from reparam.operators import ConvTranspose, Norm
 from reparam.sizes import SymbolTable
 from reparam.tracer import hooked
+from reparam.traits import traits
 from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Value
 
 
@@ -123,13 +124,18 @@ class _Lifter:
             return
         value, args = lifted
         inputs = tuple(found(args, fx.Node))
-        if isinstance(value, Conv) and (not value.affine or self._convolves(node)):
+        if isinstance(value, ConvTranspose) or (
+            isinstance(value, Conv) and (not value.affine or self._convolves(node))
+        ):
             dtype = self._weight_dtype(node)
             self.learner.demand(args[0], value.n, value.in_channels, dtype)
         elif isinstance(value, BatchNorm) and value.n is not None:
             self.learner.demand(args[0], value.n, value.mean.numel(), exact=True)
-        elif isinstance(value, Norm) and value.kind != "group":
-            self.learner.demand(args[0], 0, value.channels)
+        elif isinstance(value, Norm):
+            axes = rank(self, args[0])
+            if value.kind != "group" or axes is not None:
+                behind = 0 if value.kind != "group" or axes is None else axes - 2
+                self.learner.demand(args[0], behind, value.channels)
         plain = isinstance(value, Layout) or node.target is pad_with
         source = None if plain else Source(node, inputs)
         self._add(node, value, self._mapped(args), {}, source)
@@ -144,7 +150,7 @@ class _Lifter:
         path: str | None = None,
     ) -> None:
         call = self.values.apply(value, args, kwargs, node.name)
-        if node in self.learned and (call.shape is None or call.shape.dtype is None):
+        if node in self.learned and knows_more(self.learned[node], call.shape):
             call.node.meta["facts"] = self.learned[node]
         elif isinstance(value, Conv) and value.affine and call.shape and call.shape.dtype:
             call.node.meta["facts"] = replace(call.shape, dtype=self._promoted(node))
@@ -207,8 +213,6 @@ class _Lifter:
         if name == "permute":
             layout = permutation(node, self.facts)
             return None if layout is None else (layout, node.args)
-        if name in POOLED and not options:
-            return Layout(target, pure=True, kind="pool"), node.args
         if name not in RULES:
             return None
         names = ARGUMENTS[name]

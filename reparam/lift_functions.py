@@ -118,6 +118,9 @@ def _mul(context: Context, a: dict[str, Any]) -> Lifted | None:
             return Sum((number,)), (x,)
         if n is not None:
             return affine(_spread(context, x, content, n), None, n), (x,)
+        vector = isinstance(content, Tensor) and sum(size > 1 for size in content.shape) == 1
+        if vector and content.is_floating_point() and context.facts(x) is None:
+            raise Declined("it may be a scale per channel, but the axes of its input are not known")
     return None
 
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import Declined, require
-from reparam.facts import TensorFacts
+from reparam.learned import CAT_NAMES
 from reparam.lift_functions import Context, Lifted, Rule
+from reparam.lift_layouts import integers, rank
 from reparam.lift_modules import per_axis, plain_data
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
-from reparam.values import IDENTITY, Layout, Value
+from reparam.values import IDENTITY, Value
 
 MODES = {
     "constant": "zeros",
@@ -20,20 +21,6 @@ MODES = {
     "circular": "circular",
 }
 """What F.pad calls the padding modes of convolutions."""
-
-
-def rank(context: Context, argument: Any) -> int | None:
-    """The number of axes of an argument, where it is known."""
-    facts = context.facts(argument)
-    return len(facts.axes) if isinstance(facts, TensorFacts) and facts.exact else None
-
-
-def integers(argument: Any) -> tuple[int, ...] | None:
-    """A tuple or list of integers as a tuple; None for anything else."""
-    if not isinstance(argument, tuple | list) or not argument:
-        return None
-    parts = tuple(cast("tuple[Any, ...]", argument))
-    return parts if all(type(part) is int for part in parts) else None
 
 
 def average(n: int, a: dict[str, Any]) -> Value:
@@ -152,21 +139,6 @@ def _leaky(context: Context, a: dict[str, Any]) -> Lifted | None:
     return (IDENTITY, (a["input"],)) if slope == 1 else None
 
 
-def _mean(context: Context, a: dict[str, Any]) -> Lifted | None:
-    axes, given = rank(context, a["input"]), a.get("dim", a.get("axis"))
-    dims = integers((given,) if type(given) is int else given)
-    if axes is None or dims is None or "dtype" in a:
-        return None
-    away = tuple(sorted(dim % axes - axes for dim in dims))
-    keep = bool(a.get("keepdim", False))
-    value = Layout(torch.mean, pure=True, kind="mean" if keep else "mean out", axes=away)
-    return value, (a["input"], away, keep)
-
-
-POOLED = ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate")
-"""Functions whose every result is an average of one channel, with weights that sum to one."""
-
-
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "avg_pool1d": (
         "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
@@ -186,13 +158,12 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     ),
     "pad": ("input", "pad", "mode", "value"),
     "pad_with": ("input", "padding", "border"),
-    **dict.fromkeys(("cat", "concat", "concatenate"), ("input", "dim")),
+    **dict.fromkeys(CAT_NAMES, ("input", "dim")),
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
     "leaky_relu": ("input", "negative_slope", "inplace"),
     "prelu": ("input", "weight"),
-    "mean": ("input", "dim", "keepdim"),
 }  # fmt: skip
 """The positional arguments of each function, as torch documents them."""
 
@@ -201,12 +172,11 @@ RULES: dict[str, Rule] = {
     **{f"conv_transpose{n}d": _transposed(n) for n in (1, 2, 3)},
     "pad": _pad,
     "pad_with": _pad_with,
-    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    **dict.fromkeys(CAT_NAMES, _cat),
     "layer_norm": _layer_norm("layer"),
     "rms_norm": _layer_norm("rms"),
     "group_norm": _group_norm,
     **dict.fromkeys(("leaky_relu", "prelu"), _leaky),
-    "mean": _mean,
 }
 
 
@@ -272,11 +242,3 @@ KINDS: dict[type[nn.Module], Callable[[Any, int | None], Value | None]] = {
     **{getattr(nn, f"{name}{n}d"): _pad_module for name in PAD_MODULES for n in (1, 2, 3)},
 }
 """What each class of torch's modules means."""
-
-
-def layout_module(module: nn.Module, path: str) -> Layout | None:
-    """A module that averages each channel over space with weights that sum to one."""
-    averages = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Upsample)
-    if type(module) not in averages:
-        return None
-    return Layout(module, path=path, pure=True, kind="pool")

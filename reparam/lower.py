@@ -19,9 +19,9 @@ from reparam.capture import Capture, modules_of
 from reparam.effects import out_of_place
 from reparam.graph import Call, ValueGraph
 from reparam.lift import Source
-from reparam.lower_operators import plain_norm, write_operator, write_padding
-from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
-from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum, Value
+from reparam.lower_operators import operator_module, write_operator, write_padding
+from reparam.operators import Cat, Operator, Pad, Slice
+from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
 
 MODULES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -79,6 +79,8 @@ class _Lowerer:
         source = call.node.meta.get("source")
         if isinstance(source, Source):
             return self._unchanged(source, dict(zip(source.inputs, inputs[0], strict=True)))
+        if isinstance(value, Operator):
+            return self._operator(call, value, inputs[0])
         match value:
             case Conv():
                 return self._conv(call, value, *inputs[0])
@@ -94,8 +96,6 @@ class _Lowerer:
                 return self.graph.call_method(
                     "size", (inputs[0][0], *(() if axis is None else (axis,)))
                 )
-            case Pad() | AvgPool() | Cat() | Norm() | ConvTranspose():
-                return self._operator(call, value, inputs[0])
             case Opaque():
                 return self._opaque(value, *inputs)
             case _:
@@ -153,7 +153,7 @@ class _Lowerer:
                 operator.sub, (x, self._buffer(f"{name}_border", constant, dtype))
             )
             bias = border_bias(conv)
-        symmetric = all(before == after for before, after in conv.padding)
+        symmetric = conv.symmetric
         if not symmetric:
             x = write_padding(self.graph, x, conv.padding, conv.padding_mode)
         out, inner = conv.out_channels, conv.in_channels
@@ -200,24 +200,17 @@ class _Lowerer:
         self.attributes[name] = module
         return self.graph.call_module(name, (x,))
 
-    def _operator(self, call: Call, value: Value, inputs: tuple[fx.Node, ...]) -> fx.Node:
-        """Torch's own operator, with new weights as parameters."""
+    def _operator(self, call: Call, value: Operator, inputs: tuple[fx.Node, ...]) -> fx.Node:
+        """Torch's own module, with new weights as parameters, or function."""
         dtype = call.shape.dtype if call.shape else None
         name = self._fresh(call.name)
-        if isinstance(value, Norm) and value.weight is None is value.bias:
-            self.attributes[name] = plain_norm(value)
-            return self.graph.call_module(name, inputs)
-
-        def parameter(own: str, content: Tensor | None) -> fx.Node | None:
-            if content is None:
-                return None
-            self.attributes[f"{name}.{own}"] = _parameter(content, dtype, call)
-            return self.graph.get_attr(f"{name}.{own}")
-
-        def buffer(own: str, content: Tensor) -> fx.Node:
-            return self._buffer(f"{name}_{own}", content, dtype)
-
-        return write_operator(self.graph, value, inputs, parameter, buffer)
+        if isinstance(value, Cat | Pad | Slice):
+            border = f"{name}_border"
+            return write_operator(
+                self.graph, value, inputs, lambda content: self._buffer(border, content, dtype)
+            )
+        self.attributes[name] = operator_module(value, lambda p: _parameter(p, dtype, call))
+        return self.graph.call_module(name, inputs)
 
     def _sum(self, coefficients: tuple[float, ...], inputs: tuple[fx.Node, ...]) -> fx.Node:
         total: fx.Node | None = None

@@ -1,12 +1,12 @@
 """Values that run as torch's own operators.
 
-Padding and average pooling are convolutions too, but of a width that is not known until they stand
-beside one; a transposed convolution and a norm have laws of their own.
+Padding, slicing and average pooling are convolutions too, but of a width that is not known until
+they stand beside one; a transposed convolution and a norm have laws of their own.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,36 @@ class Pad(Value):
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x, (..., channels, *spatial)."""
         return pad(x, self.padding, self.padding_mode, self.border)
+
+
+@dataclass(frozen=True, eq=False)
+class Slice(Value):
+    """Some rows of the last axes: a crop, a subsampling. It leaves at least one of each.
+
+    Attributes:
+        start: the first row, one per spatial axis.
+        cut: how many rows at the end are left out, at least.
+        stride: the distance of the rows.
+    """
+
+    start: tuple[int, ...]
+    cut: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def n(self) -> int:
+        """The number of spatial axes."""
+        return len(self.start)
+
+    @property
+    def index(self) -> tuple[Any, ...]:
+        """The index that torch takes."""
+        axes = zip(self.start, self.cut, self.stride, strict=True)
+        return (..., *(slice(first, -last if last else None, step) for first, last, step in axes))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply to x, (..., channels, *spatial)."""
+        return x[self.index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,3 +195,7 @@ class Norm(Value):
         if self.kind == "group":
             return F.group_norm(x, self.groups, weight, bias, eps)
         return F.layer_norm(x, (self.channels,), weight, bias, eps)
+
+
+Operator: TypeAlias = Pad | Slice | AvgPool | Cat | ConvTranspose | Norm
+"""The values of this module."""

@@ -44,7 +44,7 @@ def probe(
         symbols: where new sizes come from.
 
     """
-    if not _torchs_own(target):
+    if not known.torchs_own(target):
         return None
     given = [facts(node) for node in found((args, kwargs), fx.Node)]
     tensors = found(given, TensorFacts)
@@ -75,13 +75,6 @@ def probe(
         dtype = first.dtype if certain or not first.is_floating_point() else None
         described.append(TensorFacts(axes, True, dtype))
     return described[0] if isinstance(runs[0], Tensor) else tuple(described)
-
-
-def _torchs_own(target: Any) -> bool:
-    """Whether a target is torch's: nobody else's code is run."""
-    if isinstance(target, nn.Module):
-        return type(target).__module__.startswith("torch.nn.")
-    return isinstance(target, str) or known.home(target) is not None
 
 
 def _symbols(tensors: list[TensorFacts], sizes: list[Size]) -> list[Symbol]:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 
-from reparam.cost import Cost, conv_madds, cost
+from reparam.cost import Cost, cost
 from reparam.errors import Declined, require
 from reparam.expansion import affine_call, dearer, diagonal, expanded_terms
 from reparam.graph import Apply, Call, Expression
+from reparam.operators import Cat
 from reparam.rewrite import Replace
 from reparam.terms import Group, Term, grouped, merged, met
 from reparam.values import Conv, Sum
@@ -44,7 +45,17 @@ class Candidate:
     def profitable(self) -> bool:
         """Whether operations fall and multiply-adds do not rise."""
         fewer = self.after.operations < self.before.operations
-        return fewer and self.after.madds <= self.before.madds and all(map(_absorbed, self.flat))
+        cheaper = fewer and self.after.madds <= self.before.madds
+        return cheaper and not self.copied and all(map(_absorbed, self.flat))
+
+    @property
+    def copied(self) -> bool:
+        """Whether a convolution was copied to several operands of a sum before it.
+
+        That may save something now, but the operands, merged first, would save more.
+        """
+        left = sum(isinstance(g.map, Conv) and not g.map.affine for g in self.flat)
+        return left > sum(not isinstance(c.value, Sum) and not diagonal(c) for c in self.removed)
 
     @property
     def gain(self) -> tuple[float, float]:
@@ -66,6 +77,12 @@ class Candidate:
 def _absorbed(group: Group) -> bool:
     """Whether no skip, padding or average becomes a convolution that was none before."""
     return group.convolutions > 0 or isinstance(group.map, Sum) or group.map.affine
+
+
+def _shows_border(candidate: Candidate) -> bool:
+    """Whether a batch norm or scale went, but left a constant that the input is padded with."""
+    bordered = any(isinstance(g.map, Conv) and g.map.border is not None for g in candidate.flat)
+    return bordered and any(map(diagonal, candidate.removed))
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,7 @@ def merge(
     Raises:
         Declined: if something does, but can't be merged or would cost more.
     """
-    if not affine_call(root):
+    if not affine_call(root) or isinstance(root.value, Cat):
         return None
     blocked: list[Blocked] = []
     found: list[Candidate] = []
@@ -109,6 +126,12 @@ def merge(
     if costly:
         least = min(costly, key=lambda c: c.after.madds)
         raise Declined(dearer(least.before.madds, least.after.madds), least.removed[-1].name)
+    shown = next((c for c in found if _shows_border(c)), None)
+    if shown is not None:
+        raise Declined(
+            "its shift meets zero padding, and to take it off before is no cheaper",
+            shown.removed[-1].name,
+        )
     require(not diagonal(root), "no convolution next to it takes it in", root.inputs[0].name)
     return None
 
@@ -175,7 +198,7 @@ def _budget(root: Call, through: Callable[[Call], bool]) -> float:
         if call in seen or not affine_call(call) or (call != root and not through(call)):
             continue
         seen.add(call)
-        total += conv_madds(call.value) if isinstance(call.value, Conv) else 0
+        total += cost(call.value, 0).madds
         pending.extend(call.inputs)
     return total
 

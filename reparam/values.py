@@ -54,7 +54,7 @@ class Conv(Value):
         weight: (out, in/groups, *kernel).
         bias: (out,), or None for zero.
         stride, dilation: one per spatial axis.
-        padding: per side.
+        padding: per side; a negative one leaves rows out.
         groups: number of independent blocks of channels.
         padding_mode: as torch names them.
         border: (in,), or None for zero.
@@ -99,12 +99,23 @@ class Conv(Value):
     @property
     def padded(self) -> bool:
         """Whether any side of any axis is padded."""
-        return any(side for sides in self.padding for side in sides)
+        return any(side > 0 for sides in self.padding for side in sides)
+
+    @property
+    def cropped(self) -> bool:
+        """Whether rows are left out at any side: its padding there is negative."""
+        return any(side < 0 for sides in self.padding for side in sides)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether torch's own layer pads so: as much before as after, and nothing left out."""
+        return not self.cropped and all(before == after for before, after in self.padding)
 
     @property
     def pointwise(self) -> bool:
         """Whether each output position reads just the same position of the input."""
-        return prod(self.kernel) == 1 and prod(self.stride) == 1 and not self.padded
+        one = prod(self.kernel) == 1 and prod(self.stride) == 1
+        return one and not self.padded and not self.cropped
 
     @property
     def depthwise(self) -> bool:

@@ -3,10 +3,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import reparam
 from fastvit_models.fastvit_blocks import Attention
 from passes import fold_after_layout
 from tests.fused import operators
 from tests.passes.alone import Net, alone, fires, reasons
+from tests.randomised import randomised
 
 TOKENS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(2, 8, 3, 5, generator=torch.Generator().manual_seed(0))
@@ -141,3 +143,29 @@ def test_layer_of_unknown_shape() -> None:
     assert reasons(fold_after_layout, model, TOKENS) == [
         "the number of axes of its input is not known"
     ]
+
+
+def test_layer_over_a_tensor_of_too_few_known_axes() -> None:
+    """The linear layer tells of the last one alone, and nothing of where the channels are."""
+    model = Net(
+        lambda m, x: m.conv(m.linear(x)).flatten(2) * 0.5,
+        linear=nn.Linear(5, 6),
+        conv=nn.Conv2d(8, 4, 3),
+    )
+    assert reasons(fold_after_layout, model, IMAGES) == [
+        "the shape of the layer's output is not known"
+    ]
+
+
+def test_scale_that_widens_the_dtype() -> None:
+    """The layer would give what the scale rounds to, but narrower."""
+    model = Net(
+        lambda m, x: m.scale * m.conv(x).flatten(2), conv=nn.Conv2d(8, 6, 1), scale=torch.ones(6, 1)
+    )
+    model = randomised(model, IMAGES)
+    model.conv.bfloat16()
+    x = IMAGES.bfloat16()
+    fused = reparam.compile(model, x, passes=(fold_after_layout,))
+    assert [r.message for r in reparam.report(fused).missed] == ["the dtypes differ"]
+    assert torch.equal(fused(x), model(x))
+    assert fused(x).dtype == torch.float32

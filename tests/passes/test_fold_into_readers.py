@@ -5,8 +5,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from passes import fold_into_readers
+from reparam.errors import Declined
+from reparam.graph import ValueGraph
+from reparam.operators import Norm
+from reparam.sizes import SymbolTable
+from reparam.values import Conv
 from tests.fused import operators
-from tests.passes.alone import Net, fires, reasons
+from tests.passes.alone import Net, alone, fires, reasons
 
 IMAGES = torch.randn(2, 6, 4, 5, generator=torch.Generator().manual_seed(0))
 
@@ -118,16 +123,67 @@ def test_affine_part_of_a_layer_norm(bias: bool) -> None:
     assert "norm.weight" not in fused.state_dict()
 
 
-def test_affine_part_of_a_group_norm_before_padding() -> None:
+@pytest.mark.parametrize("padding", [0, 1])
+def test_affine_part_of_a_group_norm_before_padding(padding: int) -> None:
     """Its shift would show at the border."""
+
+    def model() -> Net:
+        return Net(
+            lambda m, x: m.after(m.norm(m.conv(x))),
+            conv=nn.Conv2d(6, 6, 1),
+            norm=nn.GroupNorm(2, 6),
+            after=nn.Conv2d(6, 5, 3, padding=padding),
+        )
+
+    # A group norm takes any number of axes, and nothing else tells whether there is a batch.
+    assert reasons(fold_into_readers, model(), IMAGES) == ["its number of axes is not known"]
+    fused, report = alone(fold_into_readers, model(), IMAGES, given=True)
+    missed = [remark.message for remark in report.missed]
+    assert missed == (["its shift meets zero padding"] if padding else [])
+    assert ("norm.weight" in fused.state_dict()) == bool(padding)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_batch_norm_before_several_convolutions(mode: str) -> None:
+    """What is reflected is shifted with the rest."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        y = m.norm(x)
+        return m.a(y) * m.b(y).sigmoid()
+
     model = Net(
-        lambda m, x: m.after(m.norm(m.conv(x))),
-        conv=nn.Conv2d(6, 6, 1),
-        norm=nn.GroupNorm(2, 6),
-        after=nn.Conv2d(6, 5, 3, padding=1),
+        forward,
+        norm=nn.BatchNorm2d(6),
+        a=nn.Conv2d(6, 5, 1),
+        b=nn.Conv2d(6, 5, 3, padding=1, padding_mode=mode),
     )
-    (reason,) = reasons(fold_into_readers, model, IMAGES)
-    assert "padding" in reason or "number of axes" in reason
+    fused, report = alone(fold_into_readers, model, IMAGES)
+    missed = [remark.message for remark in report.missed]
+    assert missed == (["its shift meets zero padding"] if mode == "zeros" else [])
+    assert operators(fused)["BatchNorm2d"] == len(missed)
+
+
+@pytest.mark.parametrize("layout", [lambda y: y, lambda y: y.flatten(1)])
+def test_norm_of_which_only_the_sizes_are_read(layout: object) -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        return m.linear(x).reshape(layout(m.norm(x)).shape)
+
+    model = Net(forward, norm=nn.LayerNorm(5), linear=nn.Linear(5, 5))
+    _, report = alone(fold_into_readers, model, IMAGES, given=True)
+    assert report.applied == ()
+    assert [remark.message for remark in report.missed] == ["nothing reads it"]
+
+
+def test_norm_of_a_tensor_of_unknown_shape() -> None:
+    """Lifting learns the channels of what a norm reads; a pass of someone else's need not."""
+    values = ValueGraph(SymbolTable())
+    norm = Norm("layer", 6, torch.randn(6), torch.randn(6), 1e-5)
+    call = values.apply(norm, (values.graph.placeholder("x"),), {}, "norm")
+    values.apply(Conv(torch.randn(5, 6)), (call.node,), {}, "linear")
+    with pytest.raises(Declined) as caught:
+        fold_into_readers(call)
+    assert caught.value.reason == "the shape of its input is not known"
+    assert caught.value.blocker == "x"
 
 
 def test_input_of_unknown_shape() -> None:

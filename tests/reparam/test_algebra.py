@@ -303,6 +303,11 @@ NOT_COMPOSED = [
     (conv1d(), Conv(drawn(0, 2, 2)), "the two differ in their number of spatial axes"),
     (conv1d(pad=1, padding_mode="reflect"), conv1d(), REFLECT_OUTSIDE),
     (conv1d(pad=1, padding_mode="reflect"), conv1d(kernel=1, stride=(2,)), REFLECT_OUTSIDE),
+    (
+        conv1d(kernel=1, pad=-1),
+        conv1d(pad=1, padding_mode="reflect"),
+        "a crop of what is padded in mode 'reflect' is not merged",
+    ),
     (conv1d(pad=1), conv1d(), "two padded kernels do not merge at the border"),
     (conv1d(pad=1), conv1d(kernel=1, pad=1), "two padded kernels do not merge at the border"),
     (
@@ -367,7 +372,7 @@ def test_separable_kernels_merge_only_without_a_bias_in_between() -> None:
     one = compose(column, row)
     assert one.kernel == (3, 3)
     assert_same(lambda x: column(row(x)), one, 2, 2, 10)
-    with pytest.raises(Declined, match="the two are padded with different constants"):
+    with pytest.raises(Declined, match="its bias meets the zero padding of the next kernel"):
         compose(column, replace(row, bias=drawn(2, 2)))
 
 

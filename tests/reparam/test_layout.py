@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,11 +13,12 @@ from reparam.errors import Declined
 from reparam.facts import TensorFacts
 from reparam.graph import Call, ValueGraph
 from reparam.layout import Track
+from reparam.operators import AvgPool
 from reparam.sizes import Size, SymbolTable
 from reparam.values import Layout
 
 DECLINED = {"channels are mixed with other axes", "its shape is not known well enough"}
-Link = tuple[Layout, tuple[Any, ...]]
+Link = tuple[Layout | AvgPool, tuple[Any, ...]]
 
 
 def permute(order: list[int]) -> Link:
@@ -35,6 +37,11 @@ def narrow(rank: int, axis: int, start: int, length: int) -> Link:
 
 def reshape(sizes: tuple[int, ...]) -> Link:
     return Layout(torch.reshape, kind="reshape"), (sizes,)
+
+
+def mean(axis: int, *, keep: bool) -> Link:
+    value = Layout(torch.mean, kind="mean" if keep else "mean out", axes=(axis,))
+    return value, ((axis,), keep)
 
 
 @st.composite
@@ -124,16 +131,77 @@ def test_heads_of_attention_are_followed() -> None:
     assert channels.shape == (1, 2, 1, 4)
 
 
-@pytest.mark.parametrize(
-    "chain",
-    [
-        [reshape((2, 20))],
+WITH_AXES = "channels are mixed with other axes"
+WITH_EACH_OTHER = "channels are mixed with each other"
+MIXED: list[tuple[str, tuple[int, ...], int, list[Link]]] = [
+    (WITH_AXES, (2, 4, 5), 1, [reshape((2, 20))]),
+    (
+        WITH_AXES,
+        (2, 4, 5),
+        1,
         [permute([0, 2, 1]), reshape((2, 5, 2, 2)), reshape((2, 10, 2))],
+    ),
+    (WITH_AXES, (2, 4, 5), 1, [reshape((2, 10, 2))]),
+    (WITH_AXES, (2, 4, 5), 1, [reshape((2, 20)), select(2, 1, 3)]),
+    (WITH_AXES, (2, 4, 5), 1, [reshape((2, 20)), narrow(2, 1, 5, 5)]),
+    (WITH_EACH_OTHER, (2, 4, 5), 1, [mean(-2, keep=True)]),
+    (WITH_EACH_OTHER, (2, 4, 5), 1, [mean(-2, keep=False)]),
+    (WITH_EACH_OTHER, (2, 4, 5), 1, [reshape((2, 20)), mean(-1, keep=True)]),
+    (WITH_EACH_OTHER, (2, 5, 4), 2, [(Layout(F.adaptive_avg_pool1d, kind="pool"), (3,))]),
+    (WITH_EACH_OTHER, (2, 5, 4), 2, [(AvgPool((2,), (2,), (0,)), ())]),
+]
+
+
+@pytest.mark.parametrize(("reason", "shape", "channel", "chain"), MIXED)
+def test_channels_that_are_mixed_are_declined(
+    reason: str, shape: tuple[int, ...], channel: int, chain: list[Link]
+) -> None:
+    assert followed_or_not(shape, channel, chain) == (None, reason)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel", "link"),
+    [
+        ((2, 4, 6), 1, mean(-1, keep=True)),
+        ((2, 4, 6), 1, mean(-1, keep=False)),
+        ((2, 4, 6), 1, (Layout(F.adaptive_avg_pool1d, kind="pool"), (3,))),
+        ((2, 4, 6), 1, (AvgPool((2,), (3,), (0,)), ())),
     ],
 )
-def test_channels_mixed_with_pixels_are_declined(chain: list[Link]) -> None:
-    with pytest.raises(Declined, match="channels are mixed with other axes"):
-        followed((2, 4, 5), 1, chain).channels()
+def test_averages_over_pixels_keep_channels_where_they_are(
+    shape: tuple[int, ...], channel: int, link: Link
+) -> None:
+    value, further = link
+    x = numbered(shape, channel).double()
+    found = followed(shape, channel, [link]).channels()
+    assert torch.equal(found.expand(value(x, *further).shape), value(x, *further).long())
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(torch.reshape, kind="reshape"), Layout(F.interpolate, kind="pool")]
+)
+def test_result_of_unknown_shape_is_declined(layout: Layout) -> None:
+    """Its size is computed by what nothing is known of."""
+    values = ValueGraph(SymbolTable())
+    x, size = (values.graph.placeholder(name) for name in ("x", "size"))
+    x.meta["facts"] = facts = TensorFacts((Size(2), Size(4), Size(6)), True, torch.float32)
+    call = values.apply(layout, (x, size), {}, "link")
+    with pytest.raises(Declined) as caught:
+        Track.start(facts, 1).through(call)
+    assert caught.value.reason == "its shape is not known"
+    assert caught.value.blocker == "link"
+
+
+def test_reshape_that_leaves_the_channels_over_is_declined() -> None:
+    """(N, 4) to (N,), which only an empty batch can take."""
+    table = SymbolTable()
+    values, facts = ValueGraph(table), TensorFacts((table.fresh(), Size(4)), True, torch.float32)
+    x, size = (values.graph.placeholder(name) for name in ("x", "size"))
+    x.meta["facts"], size.meta["facts"] = facts, facts.axes[0]
+    call = values.apply(Layout(torch.reshape, kind="reshape"), (x, (size,)), {}, "link")
+    with pytest.raises(Declined) as caught:
+        Track.start(facts, 0).through(call)
+    assert caught.value.reason == "its shape is not known well enough"
 
 
 def test_what_is_not_known_is_declined() -> None:

@@ -228,13 +228,24 @@ def test_tensors_of_two_dtypes_are_not_mixed() -> None:
     model = Net(forward, dict(layers)).eval()
     fused = reparam.compile(model, passes=passes.DEFAULT)
     assert operators(fused)["Conv2d"] == 2
+    assert reasons(reparam.report(fused)) == {"the dtypes differ"}
     with torch.no_grad():
         assert torch.equal(model(x), fused(x))
 
 
-def test_branches_that_differ_in_stride_or_size_stay_apart() -> None:
-    fused, report = merged(
+def test_branch_that_is_subsampled_joins_a_strided_one() -> None:
+    fused, _ = merged(
         lambda s, x: (s.conv(x) + s.skip(x)[:, :, ::2, ::2]).relu(),
+        conv=nn.Conv2d(4, 4, 3, 2, 1),
+        skip=nn.Conv2d(4, 4, 1),
+    )
+    assert operators(fused) == {"Conv2d": 1, "relu": 1}
+
+
+def test_branches_that_differ_in_size_stay_apart() -> None:
+    """Of the rows that the crop leaves, one is stretched over all."""
+    fused, report = merged(
+        lambda s, x: (s.conv(x) + s.skip(x)[:, :, :1, :1]).relu(),
         conv=nn.Conv2d(4, 4, 3, 2, 1),
         skip=nn.Conv2d(4, 4, 1),
     )

@@ -63,7 +63,7 @@ class Attention(nn.Module):
         return self.projection((attention @ v).transpose(1, 2).reshape(batch, tokens, channels))
 
 
-def inference_form(model: nn.Module, x: Tensor) -> fx.GraphModule:
+def inference_form(model: nn.Module, x: Tensor, given: bool = False) -> fx.GraphModule:
     """The compiled model itself, also of a model that `minimal` has left in float64."""
-    _, fused = compiled(model.float(), x)
+    _, fused = compiled(model.float(), x, given)
     return fused

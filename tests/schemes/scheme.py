@@ -41,19 +41,22 @@ def example(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def compiled(model: nn.Module, x: Tensor) -> tuple[nn.Module, fx.GraphModule]:
+def compiled(model: nn.Module, x: Tensor, given: bool = False) -> tuple[nn.Module, fx.GraphModule]:
     """A model as if it had been trained on x, in float64, and what the default passes make of it.
 
-    They do without example inputs, and every rewrite is checked as it is made.
+    They do without example inputs, unless x is `given`. Every rewrite is checked as it is made.
     """
     model = randomised(model, x).double()
-    fused = reparam.compile(model, passes=passes.DEFAULT)
+    fused = reparam.compile(model, x.double() if given else None, passes=passes.DEFAULT)
     assert reparam.report(fused).verification.mode == "float64"
     return model, fused
 
 
 def minimal(
-    model: nn.Module, x: Tensor, sizes: tuple[tuple[int, ...], ...] | None = None
+    model: nn.Module,
+    x: Tensor,
+    sizes: tuple[tuple[int, ...], ...] | None = None,
+    given: bool = False,
 ) -> Counter[str]:
     """Compile a training form, and return the operators that are left.
 
@@ -64,8 +67,9 @@ def minimal(
         model: in training form.
         x: what it is calibrated on: several images, so that variances are not 0.
         sizes: of the last axes; `SIZES` for images if None, and none for other inputs.
+        given: whether x is an example input, where nothing else tells the number of axes.
     """
-    model, fused = compiled(model, x)
+    model, fused = compiled(model, x, given)
     same_function(model, fused, x.double())
     if sizes is None:
         sizes = SIZES if x.ndim == 4 else ()

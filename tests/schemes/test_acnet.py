@@ -69,3 +69,11 @@ def test_block(
     inner, outer = (groups * count for count in channels)
     block = ACBlock(inner, outer, kernel, stride, kernel // 2 + wider, groups)
     assert minimal(block, example(2, inner, size, 8)) == {"Conv2d": 1}
+
+
+@settings(max_examples=5)
+@given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([3, 5]))
+def test_unpadded_block(inner: int, outer: int, kernel: int) -> None:
+    """The crops are offsets of the taps."""
+    block = ACBlock(inner, outer, kernel, padding=0)
+    assert minimal(block, example(2, inner, 9, 8)) == {"Conv2d": 1}

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from tests.fused import operators
 from tests.schemes.parts import Attention, LayerScale, Residual, inference_form
-from tests.schemes.scheme import Scheme, example, minimal
+from tests.schemes.scheme import Scheme, example, minimal, missed
 
 pytestmark = pytest.mark.usefixtures("without_annotation_checks")
 
@@ -70,10 +70,10 @@ def assert_bare_norms(fused: fx.GraphModule) -> None:
             assert not [source for source in node.all_input_nodes if source.op == "get_attr"]
 
 
-def norms_left(model: nn.Module, x: Tensor) -> dict[str, int]:
+def norms_left(model: nn.Module, x: Tensor, given: bool = False) -> dict[str, int]:
     """The operators of a model whose norms have become bare, those under one name by one."""
-    counts = minimal(model, x)
-    fused = inference_form(model, x)
+    counts = minimal(model, x, given=given)
+    fused = inference_form(model, x, given)
     assert operators(fused) == counts
     assert_bare_norms(fused)
     names = {"layer_norm": "LayerNorm", "group_norm": "GroupNorm", "rms_norm": "RMSNorm"}
@@ -105,10 +105,46 @@ def test_convnext_block(channels: int, ratio: int, bias: bool) -> None:
 
 
 @settings(max_examples=10)
+@given(groups=st.integers(1, 3), width=st.integers(1, 3), bias=st.booleans())
+def test_group_norm(groups: int, width: int, bias: bool) -> None:
+    model = nn.Sequential(
+        nn.GroupNorm(groups, groups * width), nn.Conv2d(groups * width, 3, 1, bias=bias)
+    )
+    counts = norms_left(model, example(2, groups * width, 9, 8), given=True)
+    assert counts == {"GroupNorm": 1, "Conv2d": 1}
+
+
+@settings(max_examples=10)
+@given(groups=st.integers(1, 3), width=st.integers(1, 3), bias=st.booleans())
+def test_group_norm_before_padding(groups: int, width: int, bias: bool) -> None:
+    """Zero padding sees the shift, so whatever is done computes the same, or a reason is told."""
+    model = nn.Sequential(
+        nn.GroupNorm(groups, groups * width),
+        nn.Conv2d(groups * width, 3, 3, padding=1, bias=bias),
+    )
+    x = example(2, groups * width, 9, 8)
+    counts = minimal(model, x, given=True)
+    assert counts["GroupNorm"] == counts["Conv2d"] == 1
+    fused = inference_form(model, x, given=True)
+    assert any("padding" in line for line in missed(fused))
+
+
+@settings(max_examples=10)
 @given(channels=st.integers(2, 6), outer=st.integers(1, 6), bias=st.booleans())
 def test_rms_norm(channels: int, outer: int, bias: bool) -> None:
     model = nn.Sequential(nn.RMSNorm(channels), nn.Linear(channels, outer, bias=bias))
     assert norms_left(model, example(2, 7, channels)) == {"RMSNorm": 1, "Linear": 1}
+
+
+@settings(max_examples=10)
+@given(channels=st.integers(2, 6), outer=st.integers(1, 6), bias=st.booleans())
+def test_rms_norm_with_unit_offset(channels: int, outer: int, bias: bool) -> None:
+    """The norm's own steps stay; the product with `1 + w` is in the linear layer."""
+    model = nn.Sequential(
+        nn.Linear(3, channels), UnitOffsetRMSNorm(channels), nn.Linear(channels, outer, bias=bias)
+    )
+    counts = minimal(model, example(2, 7, 3), given=True)
+    assert counts == {"square": 1, "mean": 1, "add": 1, "rsqrt": 1, "mul": 1, "Linear": 2}
 
 
 @settings(max_examples=5)
@@ -128,6 +164,16 @@ def test_norm_with_two_readers(channels: int) -> None:
 
     counts = norms_left(Two(), example(2, 7, channels))
     assert counts == {"LayerNorm": 1, "Linear": 2, "sigmoid": 1, "mul": 1}
+
+
+@settings(max_examples=5)
+@given(heads=st.integers(1, 3), width=st.integers(2, 3), bias=st.booleans())
+def test_transformer_block(heads: int, width: int, bias: bool) -> None:
+    channels = heads * width
+    model = transformer_block(channels, heads, 2, bias)
+    counts = norms_left(model, example(2, 7, channels), given=True)
+    assert (counts["LayerNorm"], counts["Linear"], counts["add"]) == (2, 4, 2)
+    assert "mul" not in counts  # neither layer scale nor the scale of the queries
 
 
 SCHEMES = [

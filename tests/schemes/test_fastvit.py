@@ -189,6 +189,24 @@ def test_position_encoding(channels: int, kernel: int) -> None:
 
 
 @settings(max_examples=10)
+@given(
+    inner=st.integers(2, 5),
+    multiplier=st.integers(1, 2),
+    kernel=st.sampled_from([5, 7]),
+    stride=st.integers(1, 2),
+)
+def test_patch_embed(inner: int, multiplier: int, kernel: int, stride: int) -> None:
+    """The depthwise branches become one; the 1 x 1 behind them would make it dense."""
+    model = PatchEmbed(inner, multiplier * inner, kernel, stride)
+    x = example(2, inner, 9, 8)
+    assert minimal(model, x) == {"Conv2d": 2, "GELU": 1}
+    fused = inference_form(model, x)
+    large, pointwise = (m for m in fused.modules() if isinstance(m, nn.Conv2d))
+    assert (large.groups, large.kernel_size) == (inner, (kernel, kernel))
+    assert (pointwise.groups, pointwise.kernel_size) == (1, (1, 1))
+
+
+@settings(max_examples=10)
 @given(channels=st.integers(2, 6), expansion=st.integers(1, 4), drop=st.sampled_from([0.0, 0.1]))
 def test_feed_forward(channels: int, expansion: int, drop: float) -> None:
     counts = minimal(feed_forward(channels, expansion, drop), example(2, channels, 9, 8))

@@ -99,6 +99,15 @@ def test_linear_norm(inner: int, outer: int, bias: bool) -> None:
     assert not counts.keys() & {"BatchNorm1d", "BatchNorm2d", "mul", "add"}
 
 
+@settings(max_examples=5)
+@given(heads=st.integers(1, 3), key=st.integers(1, 3))
+def test_attention(heads: int, key: int) -> None:
+    model = nn.Sequential(Tokens(4), Residual(Attention(4, heads, key, tokens=20)))
+    counts = minimal(model, example(2, 3, 5, 4), sizes=((4, 5),), given=True)
+    assert (counts["Linear"], counts["matmul"], counts["softmax"]) == (2, 2, 1)
+    assert not counts.keys() & {"BatchNorm1d", "BatchNorm2d"}
+
+
 @settings(max_examples=10)
 @given(
     inner=st.integers(1, 6), outer=st.integers(1, 6), tokens=st.integers(1, 9), bias=st.booleans()

@@ -94,6 +94,18 @@ def test_convolutional_block(groups: int, width: int) -> None:
     assert counts == {"Conv2d": 4, "ReLU": 2, "add": 2}
 
 
+@settings(max_examples=10)
+@given(heads=st.integers(1, 3), width=st.integers(1, 3), pool=st.integers(1, 4), bias=st.booleans())
+def test_attention(heads: int, width: int, pool: int, bias: bool) -> None:
+    channels = heads * width
+    counts = minimal(
+        NormAttention(channels, heads, pool, bias), example(2, channels, 6, 4), given=True
+    )
+    assert not counts.keys() & {"BatchNorm1d", "BatchNorm2d", "batch_norm", "add", "sub"}
+    assert (counts["Linear"], counts["matmul"], counts["softmax"]) == (4, 2, 1)
+    assert counts["AvgPool1d"] == (pool > 1)
+
+
 @settings(max_examples=5)
 @given(heads=st.integers(1, 3), pool=st.integers(1, 4))
 def test_block(heads: int, pool: int) -> None:

@@ -63,6 +63,16 @@ def speaks_of(lines: list[str], *words: str) -> bool:
 
 @settings(max_examples=5)
 @given(inner=CHANNELS, outer=CHANNELS, bias=st.booleans())
+def test_batch_norm_before_padded_convolution(inner: int, outer: int, bias: bool) -> None:
+    """A subtraction in place of the norm gains nothing, so the norm stays."""
+    model = nn.Sequential(nn.BatchNorm2d(inner), nn.Conv2d(inner, outer, 3, padding=1, bias=bias))
+    counts, remarks = swept(model, inner, extent=5)
+    assert counts == {"BatchNorm2d": 1, "Conv2d": 1}
+    assert speaks_of(remarks, "padding")
+
+
+@settings(max_examples=5)
+@given(inner=CHANNELS, outer=CHANNELS, bias=st.booleans())
 def test_batch_norm_before_unpadded_convolution(inner: int, outer: int, bias: bool) -> None:
     model = nn.Sequential(nn.BatchNorm2d(inner), nn.Conv2d(inner, outer, 3, bias=bias))
     counts, _ = swept(model, inner, extent=3)
@@ -114,6 +124,22 @@ def test_pooling_that_counts_its_padding(channels: int, stride: int, bias: bool)
 
 
 @settings(max_examples=5)
+@given(channels=CHANNELS, depthwise=st.booleans(), bias=st.booleans())
+def test_pooling_before_padded_strided_convolution(
+    channels: int, depthwise: bool, bias: bool
+) -> None:
+    """The pad is of one pooled pixel, of which an image of odd size has two or three."""
+    groups = channels if depthwise else 1
+    model = nn.Sequential(
+        nn.AvgPool2d(2),
+        nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=groups, bias=bias),
+    )
+    counts, remarks = swept(model, channels, extent=10, stride=4)
+    assert counts == {"AvgPool2d": 1, "Conv2d": 1}
+    assert speaks_of(remarks, "padding", "padded", "border")
+
+
+@settings(max_examples=5)
 @given(channels=CHANNELS, bias=st.booleans())
 def test_two_padded_convolutions(channels: int, bias: bool) -> None:
     model = nn.Sequential(
@@ -154,6 +180,15 @@ def test_row_before_column(channels: int, bias: bool) -> None:
     counts, remarks = swept(row_and_column(channels, 5, bias=bias), channels, extent=9)
     assert counts == {"Conv2d": 2}
     assert speaks_of(remarks, "multiply-adds", "its bias meets the zero padding")
+
+
+@settings(max_examples=3)
+@given(channels=CHANNELS)
+def test_short_row_with_bias_before_column(channels: int) -> None:
+    """Of two taps each, so that one kernel would be no dearer: only the bias forbids it."""
+    counts, remarks = swept(row_and_column(channels, 2, bias=True), channels, extent=4)
+    assert counts == {"Conv2d": 2}
+    assert speaks_of(remarks, "its bias meets the zero padding")
 
 
 @settings(max_examples=3)

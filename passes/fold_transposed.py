@@ -1,0 +1,50 @@
+"""Fold what scales channels into the transposed convolution before it.
+
+Before:
+    y = BN(conv_transpose(x; W, b))
+
+After:
+    y = conv_transpose(x; sW, sb + t)
+
+Algebra:
+    s scales output channels, which stand on the second axis of the weight, group by group.
+
+Legal when:
+    Nothing else reads the transposed convolution.
+
+Profitable when:
+    Always: the scale is gone.
+"""
+
+from dataclasses import replace
+
+from reparam import Call, Replace, require, rewrite
+from reparam.operator_laws import as_convolution, scale_transposed_output
+from reparam.operators import ConvTranspose
+from reparam.region import diagonal
+from reparam.values import Sum
+
+
+@rewrite
+def fold_transposed(call: Call) -> Replace | None:
+    """Merge a batch norm, a scale or a multiple with the transposed convolution that it reads."""
+    value = call.value
+    multiple = isinstance(value, Sum) and len(value.coefficients) == 1
+    if not (multiple or diagonal(call)):
+        return None
+    (source,) = call.inputs
+    conv = source.value
+    if not isinstance(conv, ConvTranspose):
+        return None
+    require(len(source.readers) == 1, "something else reads the convolution before it", source.name)
+    dtypes = {c.shape.dtype if c.shape is not None else None for c in (source, call)}
+    require(len(dtypes) == 1 and None not in dtypes, "the dtypes differ")
+    if isinstance(value, Sum):
+        factor = value.coefficients[0]
+        bias = None if conv.bias is None else conv.bias.double() * factor
+        scaled = replace(conv, weight=conv.weight.double() * factor, bias=bias)
+    else:
+        scale = as_convolution(value, None)
+        require(scale.n == conv.n, "its channels are not those of the convolution", source.name)
+        scaled = scale_transposed_output(scale, conv)
+    return Replace(scaled, *source.inputs)

@@ -1,0 +1,45 @@
+"""What weights keep through a rewrite, beside their numbers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What weights keep through a rewrite.
+
+    Attributes:
+        trainable: whether any of them requires a gradient.
+        channels_last: whether those of images are laid out so.
+        convolution: whether any of them belongs to a convolution, be it 1×1 and depthwise.
+    """
+
+    trainable: bool = False
+    channels_last: bool = False
+    convolution: bool = False
+
+    def __or__(self, other: "Traits") -> "Traits":
+        """Of both together."""
+        return Traits(
+            self.trainable or other.trainable,
+            self.channels_last or other.channels_last,
+            self.convolution or other.convolution,
+        )
+
+
+def traits(tensors: Iterable[Any], convolution: bool) -> Traits:
+    """The traits of some weights, of a convolution or not; what is no tensor has none."""
+    weights = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    images = [weight for weight in weights if weight.ndim == 4]  # (out, in/groups, *kernel)
+    return Traits(
+        any(weight.requires_grad for weight in weights),
+        any(
+            weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+            for weight in images
+        ),
+        convolution,
+    )
