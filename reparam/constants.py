@@ -39,7 +39,7 @@ class Constants:
         """`barred` nodes are not evaluated: something writes to them."""
         self._contents: dict[fx.Node, Any] = {}
         self._computed: set[fx.Node] = set()
-        self._dtypes: dict[fx.Node, torch.dtype] = {}
+        self._plain: dict[fx.Node, Any] = {}
         for node in capture.graph.nodes:
             if node in barred:
                 continue
@@ -69,9 +69,8 @@ class Constants:
 
     def dtype(self, node: Any) -> torch.dtype | None:
         """The dtype that a constant has in the model, which its content is wider than."""
-        content = self.content(node)
-        own = content.dtype if isinstance(content, Tensor) else None
-        return self._dtypes.get(node, own)
+        plain = self._plain.get(node, self.content(node))
+        return plain.dtype if isinstance(plain, Tensor) else None
 
     def _constant_inputs(self, node: fx.Node) -> bool:
         inputs = node.all_input_nodes
@@ -93,27 +92,23 @@ class Constants:
             return
         self._contents[node] = result
         self._computed.add(node)
-        if isinstance(result, Tensor) and result.is_floating_point():
-            self._dtypes[node] = self._plain_dtype(node, function, result)
+        self._plain[node] = self._without_memory(node, function, result)
 
-    def _plain_dtype(self, node: fx.Node, function: Any, result: Tensor) -> torch.dtype:
-        """The dtype of a computed constant when nothing is widened, by a run without memory."""
+    def _without_memory(self, node: fx.Node, function: Any, result: Any) -> Any:
+        """What a call results in when nothing is widened, as tensors without memory."""
 
         def load(source: fx.Node) -> Any:
-            content = self._contents[source]
-            dtype = self.dtype(source)
-            return content.to("meta", dtype) if isinstance(content, Tensor) else content
+            return mapped(
+                self._plain.get(source, self._contents[source]), Tensor, lambda t: t.to("meta")
+            )
 
         args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
         module = isinstance(function, nn.Module)
         try:
             with torch.no_grad():
-                plain = (copy.deepcopy(function).to("meta") if module else function)(
-                    *args, **kwargs
-                )
+                return (copy.deepcopy(function).to("meta") if module else function)(*args, **kwargs)
         except Exception:
-            return result.dtype
-        return plain.dtype
+            return result
 
 
 def _function(capture: Capture, node: fx.Node) -> Any:

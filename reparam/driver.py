@@ -12,10 +12,11 @@ from reparam.check import check
 from reparam.cost import Cost, cost
 from reparam.errors import Declined, Rejected, first_line, require
 from reparam.graph import Apply, Call, Expression, ValueGraph, leaves
+from reparam.operators import ConvTranspose, Norm
 from reparam.report import Remark
 from reparam.rewrite import Replace, Rewrite
 from reparam.traits import Traits
-from reparam.values import BatchNorm, Conv, Layout, Value
+from reparam.values import BatchNorm, Constant, Conv, Layout, Value
 
 Listener = Callable[[Remark], None]
 
@@ -31,6 +32,11 @@ class _Task:
         if self.order != other.order:
             return self.order < other.order
         return other.call < self.call
+
+
+LARGEST_BORDER = 16.0
+"""Of the constants that padded inputs are moved by. Activations are of order one, and
+what is taken off them and added again costs as many bits as it is larger."""
 
 
 class Driver:
@@ -210,8 +216,11 @@ def _require_representable(rewrite: dict[Call, Expression], parts: list[Apply]) 
     """Refuse numbers that overflow, or that were no numbers to begin with."""
     shapes = [root.shape for root in rewrite]
     for part in parts:
+        if isinstance(part.value, Conv) and part.value.border is not None:
+            modest = bool((part.value.border.abs() <= LARGEST_BORDER).all())
+            require(modest, "the constant at the border is too large to be taken off exactly")
         for tensor in part.value.tensors():
-            if not isinstance(part.value, Conv) or tensor.is_meta:
+            if isinstance(part.value, Constant) or tensor.is_meta:
                 continue
             dtype = shapes[0].dtype if shapes[0] is not None else None
             require(dtype is not None, "the dtype of its input is not known; pass example_inputs")
@@ -222,7 +231,8 @@ def _require_representable(rewrite: dict[Call, Expression], parts: list[Apply]) 
 
 def _holders(calls: set[Call]) -> list[Call]:
     """The calls that hold weights."""
-    return sorted(call for call in calls if isinstance(call.value, Conv | BatchNorm))
+    kinds = Conv | BatchNorm | Norm | ConvTranspose
+    return sorted(call for call in calls if isinstance(call.value, kinds))
 
 
 def _name(root: Call, dead: set[Call]) -> str:

@@ -13,7 +13,7 @@ from reparam.facts import TensorFacts
 from reparam.graph import Call
 from reparam.operators import AvgPool, ConvTranspose, Norm, Pad, Slice
 from reparam.sizes import Size, SymbolTable
-from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape
+from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Sum
 from reparam.verify import split_inputs
 
 Learned = dict[fx.Node, TensorFacts]
@@ -69,6 +69,16 @@ def keeps_axes(call: Call) -> bool:
     return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
 
 
+def keeps_channels(call: Call) -> bool:
+    """Whether the result has the channels of its one input."""
+    value = call.value
+    if isinstance(value, Sum):
+        return len(value.coefficients) == 1
+    if isinstance(value, BatchNorm | Norm | Pad | Slice | AvgPool):
+        return True
+    return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
+
+
 def keeps_dtype(call: Call) -> bool:
     """Whether the result has the dtype of the first input, whatever the dtypes of weights."""
     value = call.value
@@ -96,6 +106,17 @@ class Learner:
         self._lifted = lifted
         self._facts = facts
         self._fresh = symbols.fresh
+
+    def _demand_channels(self, node: fx.Node, n: int, channels: int) -> None:
+        """Note how many channels a tensor has, and what led there by steps that keep them."""
+        while True:
+            have = self._learned.get(node) or self._facts(node)
+            if not isinstance(have, TensorFacts) or not have.exact or have.channels(n) is not None:
+                return
+            self._learned[node] = refined(have, n, channels, None, False, self._fresh)
+            if node not in self._lifted or not keeps_channels(Call(self._lifted[node])):
+                return
+            node = node.all_input_nodes[0]
 
     def heed(self, node: fx.Node) -> None:
         """Learn a number of axes from an assertion, a permutation or a read of sizes."""
@@ -161,8 +182,8 @@ class Learner:
         """Note that a tensor has channels before n spatial axes; if `exact`, one axis more."""
         have = self._learned.get(node) or self._facts(node)
         if isinstance(have, TensorFacts) and have.exact and have.dtype is not None:
-            # All there may be left to learn is how many channels there are.
-            self._learned[node] = refined(have, n, channels, dtype, exact, self._fresh)
+            if channels is not None:
+                self._demand_channels(node, n, channels)
             return
         while isinstance(have, TensorFacts) and node not in self._learned:
             # It follows from what came before: if that is alike, learn it there.

@@ -123,6 +123,9 @@ class _Lifter:
             self._opaque(node, reason)
             return
         value, args = lifted
+        if found(list(vars(value).values()), fx.Node):
+            self._opaque(node, "one of its hyper-parameters is computed in the forward")
+            return
         inputs = tuple(found(args, fx.Node))
         if isinstance(value, ConvTranspose) or (
             isinstance(value, Conv) and (not value.affine or self._convolves(node))

@@ -34,7 +34,7 @@ def _select(context: Context, a: dict[str, Any], axis: Any, index: Any) -> Lifte
     if not isinstance(facts, TensorFacts) or not facts.exact:
         return None
     rank = len(facts.axes)
-    if not isinstance(index, int) or not isinstance(axis, int) or rank == 0:
+    if type(index) is not int or type(axis) is not int or rank == 0:
         return None
     axis = axis % rank
     size = cast("Size", facts.axes[axis])

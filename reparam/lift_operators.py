@@ -1,6 +1,7 @@
 """What torch's pools, pads, norms, concatenations and transposed convolutions mean, as values."""
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,7 @@ def average(n: int, a: dict[str, Any]) -> Value:
     stride = a.get("stride")
     return AvgPool(
         kernel,
-        kernel if stride is None or stride == () else per_axis(stride, n),
+        kernel if stride in (None, (), []) else per_axis(stride, n),
         per_axis(a.get("padding", 0), n),
         a.get("ceil_mode", False),
         a.get("count_include_pad", True),
@@ -86,6 +87,8 @@ def _pad(context: Context, a: dict[str, Any]) -> Lifted | None:
     pairs = [(0, 0)] * (axes - 2 - len(pairs)) + pairs
     if len(pairs) > axes - 2 or not isinstance(constant, int | float | None):
         return None
+    if constant is not None and not isfinite(constant):
+        return None
     border = torch.tensor([constant], dtype=torch.float64) if constant else None
     return Pad(tuple(pairs), MODES[mode], border), (a["input"],)
 
@@ -105,7 +108,7 @@ def _cat(context: Context, a: dict[str, Any]) -> Lifted | None:
     if not isinstance(several, tuple | list) or type(axis) is not int:
         return None
     tensors = tuple(cast("tuple[Any, ...]", several))
-    axes = rank(context, tensors[0])
+    axes = next((r for r in (rank(context, tensor) for tensor in tensors) if r is not None), None)
     if axis >= 0 and axes is None:
         return None
     n = -axis - 1 if axis < 0 or axes is None else axes - axis - 1
@@ -219,6 +222,7 @@ def _pad_module(module: Any, axes: int | None) -> Value:
     pairs = tuple((sides[i], sides[i + 1]) for i in range(0, len(sides), 2))[::-1]
     require(all(s >= 0 for pair in pairs for s in pair), "it takes rows or columns off")
     constant = getattr(module, "value", 0.0)
+    require(isfinite(constant), "it is padded with a number that is not finite")
     border = torch.tensor([constant], dtype=torch.float64) if constant else None
     return Pad(pairs, mode, border)
 

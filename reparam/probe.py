@@ -5,9 +5,9 @@ product of them is that product; whatever else it is, it is a size that follows 
 call of the same sizes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,6 +21,9 @@ from reparam.values import Opaque
 
 PRIMES = ((211, 223, 227, 229, 233, 239), (307, 311, 313, 317, 331, 337))
 """Sizes for up to six symbols, twice: larger than most kernels, and small enough to multiply."""
+
+SMALL = (2, 3, 5, 7, 11, 13)
+"""Sizes that bounds do not cut to what they allow; a kernel may not fit into them."""
 
 
 class _UnknownError(Exception):
@@ -51,30 +54,50 @@ def probe(
     free = _symbols(tensors, found(given, Size))
     if len(free) > len(PRIMES[0]):
         return None
-    try:
-        runs = [
-            _run(target, args, kwargs, facts, dict(zip(free, primes, strict=False)))
-            for primes in PRIMES
-        ]
-    except Exception:  # whatever it is, nothing is known of the result
+
+    def run(numbers: tuple[int, ...]) -> Any:
+        try:
+            return _run(target, args, kwargs, facts, dict(zip(free, numbers, strict=False)))
+        except Exception:  # whatever it is, nothing is known of the result
+            return None
+
+    first, second, small = (run(numbers) for numbers in (*PRIMES, SMALL))
+    tensors_of = [found(result, Tensor) for result in (first, second, small)]
+    if [t.ndim for t in tensors_of[0]] != [t.ndim for t in tensors_of[1]]:
         return None
-    if not all(isinstance(run, Tensor | tuple | list) for run in runs):
-        return None
-    firsts, seconds = (found(run, Tensor) for run in runs)
-    if [t.ndim for t in firsts] != [t.ndim for t in seconds]:
-        return None
+    if len(tensors_of[2]) != len(tensors_of[0]):
+        tensors_of[2] = []  # too small for it
     name = target if isinstance(target, str) else repr(target)
     call = (name, repr(mapped((args, kwargs), fx.Node, facts)))
     certain = all(tensor.dtype is not None for tensor in tensors)
     described: list[TensorFacts] = []
-    for index, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
-        axes = tuple(
-            _monomial(pair, free) or symbols.derived((*call, index, axis))
-            for axis, pair in enumerate(zip(first.shape, second.shape, strict=True))
-        )
-        dtype = first.dtype if certain or not first.is_floating_point() else None
-        described.append(TensorFacts(axes, True, dtype))
-    return described[0] if isinstance(runs[0], Tensor) else tuple(described)
+    for index, pair in enumerate(zip(*tensors_of[:2], strict=True)):
+        tiny = tensors_of[2][index].shape if tensors_of[2] else None
+        axes: list[Size] = []
+        for axis, sizes in enumerate(zip(*(tensor.shape for tensor in pair), strict=True)):
+            size = _monomial(sizes, free)
+            if size is not None and tiny is not None and _at(size, free, SMALL) != tiny[axis]:
+                size = None  # a bound cut it
+            axes.append(size or symbols.derived((*call, index, axis)))
+        dtype = pair[0].dtype if certain or not pair[0].is_floating_point() else None
+        described.append(TensorFacts(tuple(axes), True, dtype))
+    return _arranged(first, iter(described))
+
+
+def _at(size: Size, free: list[Symbol], numbers: tuple[int, ...]) -> int:
+    """A size where the symbols have these numbers."""
+    values = dict(zip(free, numbers, strict=False))
+    return size.factor * prod(values[symbol] for symbol in size.symbols)
+
+
+def _arranged(result: Any, described: Iterator[TensorFacts]) -> Facts:
+    """The facts of the tensors in a result, nested as these are."""
+    if isinstance(result, Tensor):
+        return next(described)
+    if isinstance(result, tuple | list):
+        parts = cast("tuple[Any, ...]", result)
+        return tuple(_arranged(part, described) for part in parts)
+    return None
 
 
 def _symbols(tensors: list[TensorFacts], sizes: list[Size]) -> list[Symbol]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from reparam import known
-from reparam.arguments import mapped
+from reparam.arguments import found, mapped
 from reparam.lift_operators import integers, pad_with
 from reparam.values import Opaque
 
@@ -31,7 +31,8 @@ def rebind(graph: fx.Graph, attribute: Attribute) -> None:
         attribute: what a path in it leads to.
     """
     for node in list(graph.nodes):
-        if node.op == "call_method" and node.target in ("reshape_as", "view_as"):
+        as_other = node.target in ("reshape_as", "view_as") and len(node.args) == 2
+        if node.op == "call_method" and as_other:
             with graph.inserting_before(node):
                 sizes = graph.call_method("size", (node.args[1],))
             node.target = str(node.target).removesuffix("_as")
@@ -50,11 +51,12 @@ def _rebind_border(graph: fx.Graph, padded: fx.Node, attribute: Attribute) -> No
     sides, constant = integers(padded.args[1]), writes[0].args[2]
     if sides is None or len(sides) != 4 or (readers and min(readers) < max(writes)):
         return
-    if any(node.args[2] is not constant for node in writes) or not _per_channel(
-        constant, attribute
-    ):
+    axes = _per_channel(constant, attribute)
+    if axes is None or any(node.args[2] is not constant for node in writes):
         return
-    if not all(_fills_border(padded, sides, writes, size) for size in SIZES):
+    largest = max(map(abs, (*sides, *found([node.args[1] for node in writes], int))))
+    sizes = (*SIZES, (largest + 1, largest + 2))
+    if not all(_fills_border(padded, sides, writes, size, axes) for size in sizes):
         return
     pairs = ((sides[2], sides[3]), (sides[0], sides[1]))
     with graph.inserting_after(max(writes)):
@@ -71,15 +73,18 @@ def _assigns(user: fx.Node, padded: fx.Node) -> bool:
     return known.name(user.target) == "setitem" and user.args[0] is padded
 
 
-def _per_channel(constant: Any, attribute: Attribute) -> bool:
-    """Whether what is assigned is computed from parameters alone, a number for each channel."""
+def _per_channel(constant: Any, attribute: Attribute) -> int | None:
+    """The number of axes of what is assigned, if that is a number for each channel.
+
+    None if it is anything else, or not computed from parameters alone.
+    """
     try:
         content = _evaluated(constant, attribute)
     except Exception:  # it depends on an input, or can't be computed by itself
-        return False
+        return None
     if not isinstance(content, Tensor) or content.ndim not in (3, 4):
-        return False
-    return content.numel() == content.shape[-3]
+        return None
+    return content.ndim if content.numel() == content.shape[-3] else None
 
 
 def _evaluated(node: Any, attribute: Attribute) -> Any:
@@ -92,16 +97,29 @@ def _evaluated(node: Any, attribute: Attribute) -> Any:
 
 
 def _fills_border(
-    padded: fx.Node, sides: tuple[int, ...], writes: list[fx.Node], size: tuple[int, int]
+    padded: fx.Node,
+    sides: tuple[int, ...],
+    writes: list[fx.Node],
+    size: tuple[int, int],
+    axes: int,
 ) -> bool:
-    """Whether, for an image of a size, just the border is written, and all of it."""
-    image = torch.ones(1, 1, *size)
+    """Whether, for images of a size, just the border is written, and all of it.
+
+    Args:
+        padded: the padding.
+        sides: by how much it pads.
+        writes: the assignments.
+        size: height and width.
+        axes: how many the constant has, which is a number for each channel.
+    """
+    images = torch.zeros(2, 3, *size)  # so that a number per image is none per channel
+    numbers = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
     target: Any = padded.target
     try:
-        result: Tensor = target(image, *padded.args[1:], **padded.kwargs)
+        result: Tensor = target(images, *padded.args[1:], **padded.kwargs)
         for node in writes:
             index: Any = node.args[1]
-            result[index] = torch.full((1, 1, 1, 1), 2.0)
+            result[index] = numbers.reshape(numbers.shape[4 - axes :])
     except (TypeError, RuntimeError, IndexError):
         return False
-    return torch.equal(result, F.pad(image, sides, value=2.0))
+    return torch.equal(result, F.pad(images - numbers, sides) + numbers)

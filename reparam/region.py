@@ -125,7 +125,12 @@ def merge(
     costly = [c for c in found if c.after.operations < c.before.operations]
     if costly:
         least = min(costly, key=lambda c: c.after.madds)
-        raise Declined(dearer(least.before.madds, least.after.madds), least.removed[-1].name)
+        reason = "a skip, a padding or an average would become a convolution"
+        if least.copied:
+            reason = "a convolution would be copied"
+        if least.after.madds > least.before.madds:
+            reason = dearer(least.before.madds, least.after.madds)
+        raise Declined(reason, least.removed[-1].name)
     shown = next((c for c in found if _shows_border(c)), None)
     if shown is not None:
         raise Declined(
