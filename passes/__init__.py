@@ -16,6 +16,7 @@ from .fold_into_linear import fold_into_linear
 from .fold_into_readers import fold_into_readers
 from .fold_layer_scale import fold_layer_scale
 from .fold_transposed import fold_transposed
+from .fold_value_bias import fold_value_bias
 from .merge_affine_region import merge_affine_region
 from .merge_branches import merge_branches
 from .select_rows import select_rows
@@ -35,6 +36,7 @@ DEFAULT = (
     stack_rows,
     fold_into_readers,
     fold_after_layout,
+    fold_value_bias,
     fold_into_linear,
     cancel_layouts,
     select_rows,
@@ -54,6 +56,7 @@ __all__ = [
     "fold_into_readers",
     "fold_layer_scale",
     "fold_transposed",
+    "fold_value_bias",
     "merge_affine_region",
     "merge_branches",
     "select_rows",

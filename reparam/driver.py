@@ -133,9 +133,10 @@ class Driver:
         message = _effect(call, name, dead)
         around = {reader for c in dead for source in c.inputs for reader in source.readers}
         made = self.values.replace(rewrite)
+        holding = sorted(fresh for fresh in made if fresh.value.tensors())
+        for fresh, path in zip(holding, _names(name, dead, len(holding)), strict=True):
+            fresh.node.meta["path"] = path
         for fresh in made:
-            if fresh.value.tensors():
-                fresh.node.meta["path"] = name
             fresh.node.meta["traits"] = kept
         for gone in dead:
             for other in self.passes:
@@ -251,6 +252,13 @@ def _name(root: Call, dead: set[Call]) -> str:
             break
         shared.append(parts[0])
     return ".".join(shared) or next((call.name for call in holders), root.name)
+
+
+def _names(name: str, dead: set[Call], count: int) -> list[str]:
+    """Names for so many new layers: those of the convolutions that go, if these are as many."""
+    layers = [call for call in _holders(dead) if call.node.meta.get("module", True)]
+    convs = [call.name for call in layers if isinstance(call.value, Conv)]
+    return convs if len(convs) == count else [name] * count
 
 
 def _effect(root: Call, name: str, dead: set[Call]) -> str:

@@ -103,6 +103,15 @@ def homogeneous(target: Any) -> bool:
     return name(target) in HOMOGENEOUS_NAMES
 
 
+def softmax_axis(target: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The axis over which a call takes a softmax; None if it does not, or does not say."""
+    if isinstance(target, nn.Softmax):
+        return target.dim
+    if name(target) != "softmax" or "dtype" in options:
+        return None
+    return options.get("dim", arguments[1] if len(arguments) > 1 else None)
+
+
 def home(function: Any) -> Any:
     """The module of torch or Python that a function is from; None for one of a user's."""
     own = getattr(function, "__name__", "")

@@ -151,22 +151,30 @@ def regions(draw: st.DrawFn) -> nn.Module:
 
 
 def extent(model: nn.Module) -> tuple[int, int]:
-    """An upper bound of the receptive extent, padding included, and of the stride."""
-    reach, stride = 1, 1
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.AvgPool2d | nn.ConvTranspose2d):
-            kernel, dilation, padding, step = (
-                value if isinstance(value, tuple) else (value, value)
-                for value in (
-                    layer.kernel_size, getattr(layer, "dilation", 1), layer.padding, layer.stride,
-                )
-            )  # fmt: skip
-            reach += max(d * (k - 1) + p for d, k, p in zip(dilation, kernel, padding, strict=True))
-            stride *= max(step) if not isinstance(layer, nn.ConvTranspose2d) else 1
-        elif isinstance(layer, Rows | Padded):
-            reach += 2
-            stride *= 2 if isinstance(layer, Rows) else 1
-    return reach, min(stride, 4)
+    """An upper bound of the receptive extent, padding included, and the stride."""
+    if isinstance(model, Total):
+        parts = [extent(part) for part in model.parts]
+        return max(reach for reach, _ in parts), max(stride for _, stride in parts)
+    if isinstance(model, nn.Sequential):
+        total, jump = 1, 1
+        for reach, stride in map(extent, model):
+            total += jump * (reach - 1)
+            jump *= stride
+        return total, jump
+    if isinstance(model, Rows):
+        return 1 + max(model.start), max(model.step)
+    if isinstance(model, Padded):
+        return 1 + max(map(abs, model.sides)), 1
+    if not isinstance(model, nn.Conv2d | nn.AvgPool2d | nn.ConvTranspose2d):
+        return 1, 1
+    kernel, dilation, padding, stride = (
+        value if isinstance(value, tuple) else (value, value)
+        for value in (
+            model.kernel_size, getattr(model, "dilation", 1), model.padding, model.stride,
+        )
+    )  # fmt: skip
+    spans = (d * (k - 1) + p for d, k, p in zip(dilation, kernel, padding, strict=True))
+    return 1 + max(spans), max(stride)
 
 
 @settings(max_examples=150)

@@ -1,0 +1,110 @@
+"""Fold the bias of an attention's values into the projection behind it.
+
+Before:
+    y = linear(merge(softmax(a) @ split(linear(x; V, v)));  W, b)
+
+After:
+    y = linear(merge(softmax(a) @ split(linear(x; V)));  W, W v + b)
+
+Algebra:
+    The rows of softmax(a) sum to one, so that what is added to every value comes out as it is.
+
+Legal when:
+    Each row of the weights sums to one: a softmax over the last axis, without a mask in torch's own
+    attention, which returns zeros where all is masked.
+
+Profitable when:
+    The values have a layer of their own, and the projection has a bias anyway.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from reparam import Call, Replace, require, rewrite
+from reparam.algebra import affine, exact
+from reparam.composition import compose
+from reparam.graph import Apply, Expression
+from reparam.known import kind, softmax_axis
+from reparam.layout import Factor, Track
+from reparam.region import diagonal
+from reparam.values import Conv, Layout, Opaque
+
+
+@rewrite
+def fold_value_bias(call: Call) -> Replace | None:
+    """Move a bias from the layer of the values to the projection."""
+    projection = call.value
+    if not isinstance(projection, Conv) or projection.n or projection.bias is None:
+        return None
+    behind, product = _chain(call.inputs[0])
+    values = _values(product)
+    if values is None or diagonal(call):
+        return None
+    before, source = _chain(values)
+    layer = source.value
+    if not isinstance(layer, Conv) or layer.n or layer.bias is None:
+        return None
+    between = (source, *before, *product.inputs, product, *behind)
+    alone = all(len(link.readers) == 1 for link in between)
+    require(alone, "something else reads the values or what becomes of them", source.name)
+    shapes = [c.shape for c in (source, values, product, call)]
+    require(None not in shapes, "the shapes of the attention are not known", product.name)
+    made, read, mixed, _ = shapes
+    assert made is not None
+    assert read is not None
+    assert mixed is not None
+    track = Track.start(made, 0)
+    for link in before:
+        track = track.through(link)
+    apart = read.exact and mixed.exact and read.axes[:-2] == mixed.axes[:-2]
+    still = apart and not any(factor.stride for factor in track.axes[-2])
+    require(still, "the attention does not treat each feature by itself", product.name)
+    track = replace(track, axes=(*track.axes[:-2], (Factor(mixed.axes[-2]),), track.axes[-1]))
+    for link in behind:
+        track = track.through(link)
+    rows = track.channels()
+    alike = rows.numel() == rows.shape[-1] == projection.in_channels
+    require(alike, "its channels are not the features of the values", source.name)
+    added = layer.bias.double()[rows.flatten()]
+    shifted = affine(torch.ones_like(added), added, 0)
+    x: Expression = Apply(replace(exact(layer), bias=None), source.inputs)
+    for link in before:
+        x = link.on(x)
+    # The softmax is built anew, so that a check sees weights that sum to one.
+    weights = product.arguments[:-1]
+    if len(weights) == 1:
+        weights = (weights[0].on(weights[0].inputs[0]),)
+    x = Apply(product.value, (*weights, x), product.options)
+    for link in behind:
+        x = link.on(x)
+    return Replace(compose(exact(projection), shifted), x)
+
+
+def _chain(call: Call) -> tuple[list[Call], Call]:
+    """The rearrangements that end in a call, the first one first, and what they began with."""
+    chain: list[Call] = []
+    while isinstance(call.value, Layout):
+        chain.insert(0, call)
+        call = call.inputs[0]
+    return chain, call
+
+
+def _values(product: Call) -> Call | None:
+    """What a product weighs by rows that sum to one, as the last of its arguments."""
+    value, given = product.value, product.arguments
+    if not isinstance(value, Opaque) or not value.pure:
+        return None
+    if kind(value.target) == "attention":
+        return given[2] if len(given) == 3 and not product.options else None
+    if kind(value.target) != "matmul" or len(given) != 2:
+        return None
+    weights, values = given
+    return (
+        values if softmax_axis(_target(weights), weights.arguments, weights.options) == -1 else None
+    )
+
+
+def _target(call: Call) -> object:
+    """What an opaque call calls."""
+    return call.value.target if isinstance(call.value, Opaque) else None

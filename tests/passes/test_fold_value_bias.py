@@ -1,0 +1,145 @@
+"""The bias of an attention's values: it comes out of the attention as it went in."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from passes import fold_value_bias
+from tests.fused import operators
+from tests.passes.alone import Net, fires, reasons
+
+pytestmark = pytest.mark.usefixtures("without_annotation_checks")
+
+Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+def by_torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def heads(y: Tensor, count: int) -> Tensor:
+    batch, tokens, channels = y.shape
+    return y.reshape(batch, tokens, count, channels // count).transpose(1, 2)
+
+
+def attention(
+    mix: Mix = written_out, count: int = 2, width: int = 3, *, bias: bool = True, own: bool = True
+) -> Net:
+    """Attention over tokens, (batch, tokens, channels), with layers of their own for q, k and v."""
+    channels = count * width
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = m.q(x), m.k(x), m.v(x)
+        y = mix(*(heads(part, count) for part in (q, k, v)))
+        y = m.projection(y.transpose(1, 2).reshape(batch, tokens, channels))
+        return y if own else y + v
+
+    return Net(
+        forward,
+        q=nn.Linear(channels, channels),
+        k=nn.Linear(channels, channels),
+        v=nn.Linear(channels, channels, bias=bias),
+        projection=nn.Linear(channels, channels),
+    )
+
+
+def tokens(channels: int = 6) -> Tensor:
+    return torch.randn(2, 7, channels)
+
+
+@settings(max_examples=10)
+@given(
+    count=st.integers(1, 3), width=st.integers(2, 4), mix=st.sampled_from((written_out, by_torch))
+)
+def test_attention(count: int, width: int, mix: Mix) -> None:
+    model = attention(mix, count, width)
+    fused = fires(fold_value_bias, model, tokens(count * width), given=True)
+    biases = [name for name, _ in fused.named_parameters() if name.endswith("bias")]
+    assert biases == ["q.bias", "k.bias", "projection.bias"]
+    assert operators(fused)["Linear"] == 4
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda q, k, v: (q @ k.transpose(-2, -1)).softmax(-2) @ v,
+        lambda q, k, v: (q @ k.transpose(-2, -1)).sigmoid() @ v,
+        lambda q, k, v: v.transpose(-2, -1) @ (q @ k.transpose(-2, -1)).softmax(-1),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, (q @ k.transpose(-2, -1)) > 9),
+        lambda q, k, v: ((q @ k.transpose(-2, -1)).softmax(-1) @ v).relu(),
+    ],
+    ids=["over queries", "sigmoid", "on the other side", "masked", "activation"],
+)
+def test_weights_that_do_not_sum_to_one(mix: Mix) -> None:
+    """A row of a mask that lets nothing through makes zeros, not the bias."""
+
+    fires(fold_value_bias, attention(mix, 1, 6), torch.randn(2, 6, 6), times=0, given=True)
+
+
+def test_values_that_something_else_reads() -> None:
+    assert reasons(fold_value_bias, attention(own=False), tokens(), given=True) == [
+        "something else reads the values or what becomes of them"
+    ]
+
+
+def test_values_without_a_bias() -> None:
+    fires(fold_value_bias, attention(bias=False), tokens(), times=0, given=True)
+
+
+def test_features_that_the_heads_mix() -> None:
+    """Tokens as features: what is added to a feature is another for each token."""
+
+    def crossed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ((q.transpose(-2, -1) @ k).softmax(-1) @ v.transpose(-2, -1)).transpose(-2, -1)
+
+    assert reasons(fold_value_bias, attention(crossed), tokens(), given=True) == [
+        "the attention does not treat each feature by itself"
+    ]
+
+
+def unshaped(flip: bool) -> Net:
+    """Attention of one head, written without a reshape."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        y = written_out(m.q(x), m.k(x), m.v(x))
+        return m.projection(y.transpose(1, 2) if flip else y)
+
+    return Net(forward, **{name: nn.Linear(6, 6) for name in ("q", "k", "v", "projection")})
+
+
+def test_projection_over_the_tokens() -> None:
+    """Of which there are as many as features."""
+    model, x = unshaped(flip=True), torch.randn(2, 6, 6)
+    assert reasons(fold_value_bias, model, x, given=True) == [
+        "its channels are not the features of the values"
+    ]
+
+
+def test_product_of_unknown_shape() -> None:
+    """Learned weights mix as many tokens as there happen to be."""
+    model = Net(
+        lambda m, x: m.projection(m.table.softmax(-1) @ m.v(x)),
+        table=torch.randn(7, 7),
+        v=nn.Linear(6, 6),
+        projection=nn.Linear(6, 6),
+    )
+    assert reasons(fold_value_bias, model, tokens(), given=True) == [
+        "the shapes of the attention are not known"
+    ]
+
+
+def test_number_of_axes_that_is_not_known() -> None:
+    assert reasons(fold_value_bias, unshaped(flip=False), tokens()) == [
+        "the number of axes of its input is not known"
+    ]
+    fires(fold_value_bias, unshaped(flip=False), tokens(), given=True)

@@ -1,0 +1,128 @@
+"""The check of a rewrite as it happens: it sees borders, and no evidence is a failure."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam.capture import capture
+from reparam.check import check
+from reparam.errors import Declined, Rejected
+from reparam.graph import Apply, Call
+from reparam.lift import lift_graph
+from reparam.values import Conv, Opaque, Value
+from reparam.verify import EXACT
+from tests.randomised import randomised
+from tests.strategies import drawn
+
+pytestmark = pytest.mark.usefixtures("without_annotation_checks")
+
+
+def calls(model: nn.Module, x: Tensor) -> list[Call]:
+    """The calls of a model as values, in order."""
+    return list(lift_graph(capture(randomised(model, x)), x).calls())
+
+
+def conv(padding: int = 1, stride: int = 1, kernel: int = 3) -> Call:
+    layer = nn.Conv2d(2, 2, kernel, stride, padding)
+    return calls(layer, drawn(0, 2, 2, 9, 9).float())[-1]
+
+
+def changed(call: Call, change: Callable[[Conv], Value]) -> dict[Call, Apply]:
+    assert isinstance(call.value, Conv)
+    return {call: Apply(change(call.value), call.inputs)}
+
+
+def test_what_is_equal_passes() -> None:
+    assert check(changed(conv(), replace)) <= EXACT
+
+
+def shift(value: Conv) -> Conv:
+    """Another sampling origin, at the same output size."""
+    (top, bottom), sides = value.padding
+    return replace(value, padding=((top + 1, bottom - 1), sides))
+
+
+def bordered(value: Conv) -> Conv:
+    """Only pixels at the border differ."""
+    return replace(value, border=torch.tensor([0.1, 0.0]))
+
+
+def lost_bias(value: Conv) -> Conv:
+    return replace(value, bias=None)
+
+
+def off_by_little(value: Conv) -> Conv:
+    return replace(value, weight=value.weight.double() * (1 + 1e-7))
+
+
+@pytest.mark.parametrize("change", [shift, bordered, lost_bias, off_by_little])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (7, 2)])
+def test_what_is_not_is_rejected(change: Callable[[Conv], Conv], kernel: int, stride: int) -> None:
+    with pytest.raises(Rejected, match="its replacement differs by"):
+        check(changed(conv(kernel // 2, stride, kernel), change))
+
+
+def test_a_difference_of_phase_shows() -> None:
+    """One that only every other size has: what a stride passes over at the end."""
+
+    def longer(value: Conv) -> Conv:
+        (top, bottom), sides = value.padding
+        return replace(value, padding=((top, bottom + 1), sides))
+
+    with pytest.raises(Rejected):
+        check(changed(conv(stride=2), longer))
+
+
+def test_a_replacement_that_fails_is_rejected() -> None:
+    def narrow(value: Conv) -> Conv:
+        return replace(value, weight=value.weight[:, :1])
+
+    with pytest.raises(Rejected, match="its replacement fails"):
+        check(changed(conv(), narrow))
+
+
+def test_what_does_not_run_by_itself_is_declined() -> None:
+    """No evidence is no proof."""
+    call = conv()
+
+    def refuse(x: Tensor) -> Tensor:
+        raise RuntimeError("not here")
+
+    call.node.target = Opaque(refuse)
+    with pytest.raises(Declined, match="can't be checked"):
+        check({call: Apply(Opaque(torch.relu), call.inputs)})
+
+
+def test_several_roots_share_what_is_drawn() -> None:
+    """A pool in between, and two layers behind it: each is compared."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.pool = nn.BatchNorm2d(2), nn.MaxPool2d(2)
+            self.a, self.b = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.pool(self.norm(x))
+            return self.a(y).sum() + self.b(y).sum()
+
+    found = {call.name: call for call in calls(Two(), drawn(0, 2, 2, 9, 9).float())}
+    a, b = found["a"], found["b"]
+    same = {call: Apply(call.value, call.inputs) for call in (a, b)}
+    assert check(same) <= EXACT
+    assert isinstance(b.value, Conv)
+    with pytest.raises(Rejected):
+        check(same | {b: Apply(lost_bias(b.value), b.inputs)})
+
+
+def test_float64_alone_is_compared() -> None:
+    """A bfloat16 model is folded and checked in float64: what it was rounded to is what it is."""
+    x = drawn(0, 2, 3, 9, 9)
+    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), x.float()).bfloat16()
+    report = reparam.report(reparam.compile(model))
+    assert report.verification.checked == 1
+    assert report.verification.largest_error <= EXACT

@@ -1,0 +1,139 @@
+"""The judge of whole models: what it lets through, and what it does not."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam.verify import compare_outputs, relative_difference
+from tests.randomised import randomised
+from tests.strategies import drawn
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def model_and_input(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor]:
+    x = drawn(0, 2, 3, 9, 9)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    )
+    return randomised(model, x.float()).to(dtype), x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_compiled_model_is_equivalent(dtype: torch.dtype) -> None:
+    model, x = model_and_input(dtype)
+    found = reparam.verify(model, reparam.compile(model), x)
+    assert found.equivalent
+    assert found.dtype == str(dtype).removeprefix("torch.")
+    assert found.rmse_fused <= found.max_fused
+    found.raise_if_different()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", ["weight", "bias"])
+def test_a_wrong_model_is_not(dtype: torch.dtype, which: str) -> None:
+    """One weight of 32 is off by a sixteenth: less would pass for rounding in bfloat16."""
+    model, x = model_and_input(dtype)
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        dict(wrong.named_parameters())[f"3.{which}"].flatten()[0] += 1 / 16
+    found = reparam.verify(model, wrong, x)
+    assert not found.equivalent
+    with pytest.raises(reparam.VerificationError, match="computes something else; DIFFERENT"):
+        found.raise_if_different()
+
+
+def test_one_wrong_pixel_is_enough() -> None:
+    """The border of one image: a mean over all would hide it."""
+    expected = [drawn(0, 8, 16, 32, 32).float()]
+    exact = [expected[0].double()]
+    off = [expected[0].clone()]
+    off[0][0, 0, 0, 0] += 1e-4
+    assert compare_outputs(expected, [expected[0].clone()], exact).equivalent
+    assert not compare_outputs(expected, off, exact).equivalent
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_no_number_must_be_none_in_both(number: float) -> None:
+    expected = [drawn(0, 4, 4).float()]
+    expected[0][1, 1] = number
+    exact = [expected[0].double()]
+    assert compare_outputs(expected, [expected[0].clone()], exact).equivalent
+    assert not compare_outputs(expected, [drawn(0, 4, 4).float()], exact).equivalent
+
+
+def test_a_model_that_computes_in_less_than_it_returns() -> None:
+    """Its error is that of float32, though its output is float64."""
+
+    class Widening(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)).relu().double()
+
+    x = drawn(0, 2, 3, 9, 9).float()
+    model = randomised(Widening(), x)
+    fused = reparam.compile(model, x)
+    assert reparam.verify(model, fused, x).equivalent
+    with torch.no_grad():
+        next(fused.parameters()).mul_(1.001)
+    assert not reparam.verify(model, fused, x).equivalent
+
+
+class Several(nn.Module):
+    """Returns what a function of its two inputs says."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.function(x, y)
+
+
+def test_structures_and_kinds_of_inputs() -> None:
+    model = Several(lambda x, y: {"sum": x + y, "others": [x * y, (x - y).argmax()]})
+    x, y = drawn(0, 3, 4).float(), drawn(1, 3, 4).float()
+    for inputs in ((x, y), [x, y], {"x": x, "y": y}):
+        assert reparam.verify(model, copy.deepcopy(model), inputs).equivalent
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x, y: x[:1] + y[:1],
+        lambda x, y: (x + y).double(),
+        lambda x, y: (x + y, x),
+    ],
+)
+def test_other_shapes_or_dtypes_are_an_error(other: Any) -> None:
+    x, y = drawn(0, 3, 4).float(), drawn(1, 3, 4).float()
+    with pytest.raises(reparam.VerificationError, match="returns other shapes or dtypes"):
+        reparam.verify(Several(lambda x, y: x + y), Several(other), (x, y))
+
+
+def test_the_model_and_its_inputs_are_left_alone() -> None:
+    model = Several(lambda x, y: x.mul_(2) + y)
+    x, y = drawn(0, 3, 4).float(), drawn(1, 3, 4).float()
+    before = x.clone()
+    reparam.verify(model, model, (x, y))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "difference"),
+    [
+        (torch.tensor([1.0, -4.0]), torch.tensor([1.0, -3.0]), 0.25),
+        (torch.zeros(2), torch.tensor([0.0, 0.5]), 0.5),  # relative to nothing
+        (torch.zeros(2), torch.zeros(1, 2), float("inf")),
+        (torch.zeros(0), torch.zeros(0), 0.0),
+    ],
+)
+def test_relative_difference(old: Tensor, new: Tensor, difference: float) -> None:
+    assert relative_difference(old, new) == difference
