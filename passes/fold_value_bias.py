@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import torch
 
-from reparam import Call, Replace, require, rewrite
+from reparam import Call, Declined, Replace, require, rewrite
 from reparam.algebra import affine, exact
 from reparam.composition import compose
 from reparam.graph import Apply, Expression
@@ -48,16 +48,13 @@ def fold_value_bias(call: Call) -> Replace | None:
     between = (source, *before, *product.inputs, product, *behind)
     alone = all(len(link.readers) == 1 for link in between)
     require(alone, "something else reads the values or what becomes of them", source.name)
-    shapes = [c.shape for c in (source, values, product, call)]
-    require(None not in shapes, "the shapes of the attention are not known", product.name)
-    made, read, mixed, _ = shapes
-    assert made is not None
-    assert read is not None
-    assert mixed is not None
+    made, read, mixed = (c.shape for c in (source, values, product))
+    if made is None or read is None or mixed is None or not (read.exact and mixed.exact):
+        raise Declined("the shapes of the attention are not known", product.name)
     track = Track.start(made, 0)
     for link in before:
         track = track.through(link)
-    apart = read.exact and mixed.exact and read.axes[:-2] == mixed.axes[:-2]
+    apart = read.axes[:-2] == mixed.axes[:-2]
     still = apart and not any(factor.stride for factor in track.axes[-2])
     require(still, "the attention does not treat each feature by itself", product.name)
     track = replace(track, axes=(*track.axes[:-2], (Factor(mixed.axes[-2]),), track.axes[-1]))
