@@ -51,8 +51,9 @@ MOST_CALLS = {
     "mobileone_s0": 89,
     "repvit_m0_9": 198,
     "repghostnet_050": 177,
-    "nextvit_small": 304,
-    "levit_128s": 298,
+    "nextvit_small": 301,
+    "levit_128s": 287,
+    "hgnetv2_b0": 126,
 }
 
 SMALL = (
