@@ -53,7 +53,7 @@ MOST_CALLS = {
     "repghostnet_050": 177,
     "nextvit_small": 301,
     "levit_128s": 287,
-    "hgnetv2_b0": 126,
+    "hgnetv2_b0": 130,
 }
 
 SMALL = (

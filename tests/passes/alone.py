@@ -26,18 +26,46 @@ class Net(nn.Module):
 
 
 def alone(
-    rule: Rewrite, model: nn.Module, x: Tensor, *, given: bool = False
+    rule: Rewrite,
+    model: nn.Module,
+    x: Tensor,
+    *,
+    given: bool = False,
+    others: tuple[Tensor, ...] = (),
 ) -> tuple[fx.GraphModule, reparam.Report]:
     """Compile with one pass alone, in float64.
 
-    The result computes the same, no other pass has done anything, and a second run changes nothing.
-    With `given`, x is an example input; without, the pass has to do without any.
+    The result computes the same, also where no check was there to stop the pass. No other pass has
+    done anything, and a second run changes nothing.
+
+    Args:
+        rule: the pass.
+        model: it is given numbers at which a wrong fold shows.
+        x: an input.
+        given: whether that is an example input; if not, the pass has to do without any.
+        others: more inputs to compare at, of other sizes.
     """
-    model = randomised(model, x).double()
+    return settled(rule, randomised(model, x), x, given=given, others=others)
+
+
+def settled(
+    rule: Rewrite,
+    model: nn.Module,
+    x: Tensor,
+    *,
+    given: bool = False,
+    others: tuple[Tensor, ...] = (),
+) -> tuple[fx.GraphModule, reparam.Report]:
+    """As `alone`, of a model whose numbers stay as they are."""
+    model = model.double().eval()
     example = x.double() if given else None
     fused = reparam.compile(model, example, passes=(rule,))
-    with torch.no_grad():
-        assert relative_difference(model(x.double()), fused(x.double())) <= EXACT
+    unchecked = reparam.compile(model, example, passes=(rule,), verify=False)
+    for tensor in (x, *others):
+        with torch.no_grad():
+            expected = model(tensor.double())
+            for result in (fused, unchecked):
+                assert relative_difference(expected, result(tensor.double())) <= EXACT
     report = reparam.report(fused)
     assert {remark.rule for remark in report.applied} <= {rule.name}
     assert report.verification.checked == len(report.applied)
@@ -49,16 +77,22 @@ def alone(
 
 
 def fires(
-    rule: Rewrite, model: nn.Module, x: Tensor, times: int = 1, *, given: bool = False
+    rule: Rewrite,
+    model: nn.Module,
+    x: Tensor,
+    times: int = 1,
+    *,
+    given: bool = False,
+    others: tuple[Tensor, ...] = (),
 ) -> fx.GraphModule:
     """Assert how often a pass rewrites a model; return what it leaves."""
-    fused, report = alone(rule, model, x, given=given)
+    fused, report = alone(rule, model, x, given=given, others=others)
     assert len(report.applied) == times, report
     return fused
 
 
-def reasons(rule: Rewrite, model: nn.Module, x: Tensor) -> list[str]:
+def reasons(rule: Rewrite, model: nn.Module, x: Tensor, *, given: bool = False) -> list[str]:
     """Why a pass that does nothing declined, by its own remarks."""
-    _, report = alone(rule, model, x)
+    _, report = alone(rule, model, x, given=given)
     assert report.applied == ()
     return [remark.message for remark in report.missed if remark.rule == rule.name]
