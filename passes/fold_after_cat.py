@@ -19,7 +19,7 @@ Profitable when:
 from reparam import Call, Replace, require, rewrite
 from reparam.algebra import affine, exact
 from reparam.composition import compose
-from reparam.graph import Apply
+from reparam.graph import Apply, same_dtype
 from reparam.operator_laws import as_convolution
 from reparam.operators import Cat
 from reparam.region import diagonal
@@ -45,9 +45,7 @@ def fold_after_cat(call: Call) -> Replace | None:
         require(layer, f"{conv.__name__} is joined, which takes in no scale", part.name)
         assert isinstance(conv, Conv)
         require(len(part.readers) == 1, "something else reads what is joined", part.name)
-        shapes = (part.shape, call.shape)
-        dtypes = {shape.dtype if shape is not None else None for shape in shapes}
-        require(len(dtypes) == 1 and None not in dtypes, "the dtypes differ", part.name)
+        require(same_dtype(part, call), "the dtypes differ", part.name)
         rows = slice(start, start + conv.out_channels)
         shift = None if scale.bias is None else scale.bias[rows]
         own = affine(scale.weight.flatten()[rows], shift, scale.n)

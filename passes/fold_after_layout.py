@@ -23,9 +23,9 @@ import torch
 from reparam import Call, Replace, require, rewrite
 from reparam.algebra import affine, exact
 from reparam.composition import compose
-from reparam.graph import Apply, Expression
+from reparam.graph import Apply, Expression, same_dtype
 from reparam.known import kind
-from reparam.layout import Track
+from reparam.layout import Track, rearrangements
 from reparam.operator_laws import as_convolution
 from reparam.region import diagonal
 from reparam.values import Conv, Layout, Opaque, Sum
@@ -37,14 +37,8 @@ def fold_after_layout(call: Call) -> Replace | None:
     multiple = isinstance(call.value, Sum) and len(call.value.coefficients) == 1
     if not (multiple or diagonal(call)):
         return None
-    chain: list[Call] = []
-    source = call.inputs[0]
-    product = source if multiple and _is_product(source) else None
-    if product is not None:
-        source = product.inputs[0]
-    while isinstance(source.value, Layout):
-        chain.insert(0, source)
-        source = source.inputs[0]
+    product = call.inputs[0] if multiple and _is_product(call.inputs[0]) else None
+    chain, source = rearrangements((product or call).inputs[0])
     linear = source.value
     if not chain or not isinstance(linear, Conv) or diagonal(source):
         return None
@@ -53,8 +47,7 @@ def fold_after_layout(call: Call) -> Replace | None:
     require(known, "the shape of the layer's output is not known", source.name)
     assert shape is not None
     assert call.shape is not None
-    same = shape.dtype is not None and shape.dtype == call.shape.dtype
-    require(same, "the dtypes differ")
+    require(same_dtype(source, call), "the dtypes differ")
     start = track = Track.start(shape, linear.n)
     rebuilt: dict[Call, Track] = {source: start}
     for link in chain:

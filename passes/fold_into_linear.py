@@ -19,12 +19,14 @@ Profitable when:
 
 from math import prod
 
+import torch
+
 from reparam import Call, Replace, require, rewrite
 from reparam.algebra import exact
 from reparam.cost import conv_madds
 from reparam.expansion import dearer
 from reparam.flattened import compose_flattened
-from reparam.graph import Apply
+from reparam.graph import Apply, same_dtype
 from reparam.region import diagonal
 from reparam.values import Conv, Layout
 
@@ -47,16 +49,17 @@ def fold_into_linear(call: Call) -> Replace | None:
     require(known, "the number of axes of its input is not known", source.name)
     assert image is not None
     assert made is not None
-    rows = flat.shape is not None and flat.shape.exact and len(flat.shape.axes) == 2
-    require(rows and len(image.axes) == conv.n + 2, "it is not flattened whole", flat.name)
+    batch = (image.axes[0],) if len(image.axes) == conv.n + 2 else ()
+    rows = flat.shape is not None and flat.shape.exact and flat.shape.axes[:-1] == batch
+    require(rows, "it is not flattened whole", flat.name)
     sizes = [size.factor for size in image.axes[2:] if size.known]
     require(len(sizes) == conv.n, "the size of the image is not known", source.name)
     require(all(len(c.readers) == 1 for c in (source, flat)), "something else reads it", flat.name)
-    same = call.shape is not None and image.dtype == call.shape.dtype is not None
-    require(same, "the dtypes differ", source.name)
+    require(same_dtype(source, call), "the dtypes differ", source.name)
     pixels = prod(size.factor for size in made.axes[2:])
     before = conv_madds(linear) + conv_madds(conv) * pixels
     after = linear.out_channels * conv.in_channels * prod(sizes)
     require(after <= before, dearer(before, after), source.name)
     merged = compose_flattened(exact(linear), exact(conv), tuple(sizes))
-    return Replace(merged, Apply(flat.value, (source.inputs[0], *flat.arguments[1:])))
+    whole = Layout(torch.flatten, pure=True, kind="reshape")
+    return Replace(merged, Apply(whole, (source.inputs[0], 1)))

@@ -29,7 +29,7 @@ from reparam import Call, Replace, require, rewrite
 from reparam.algebra import affine
 from reparam.composition import compose
 from reparam.facts import TensorFacts
-from reparam.graph import Apply, Expression
+from reparam.graph import Apply, Expression, same_dtype
 from reparam.layout import Track, carries
 from reparam.operator_laws import as_convolution, scale_transposed_input
 from reparam.operators import ConvTranspose, Norm
@@ -58,8 +58,7 @@ def fold_into_readers(call: Call) -> Replace | None:
         x = Apply(replace(value, weight=None, bias=None), call.inputs)
     roots: dict[Call, Expression] = {}
     for reader, track, read in _absorbers(call, scale, shape, None, x):
-        same = reader.shape is not None and reader.shape.dtype == shape.dtype is not None
-        require(same, "the dtypes differ", reader.name)
+        require(same_dtype(call, reader), "the dtypes differ", reader.name)
         roots[reader] = Apply(_absorbed(reader, scale, track), (read,))
     require(bool(roots), "nothing reads it")
     borders = sum(isinstance(r.value, Conv) and r.value.border is not None for r in roots.values())

@@ -19,6 +19,7 @@ Profitable when:
 from dataclasses import replace
 
 from reparam import Call, Replace, require, rewrite
+from reparam.graph import same_dtype
 from reparam.operator_laws import as_convolution, scale_transposed_output
 from reparam.operators import ConvTranspose
 from reparam.region import diagonal
@@ -37,8 +38,7 @@ def fold_transposed(call: Call) -> Replace | None:
     if not isinstance(conv, ConvTranspose):
         return None
     require(len(source.readers) == 1, "something else reads the convolution before it", source.name)
-    dtypes = {c.shape.dtype if c.shape is not None else None for c in (source, call)}
-    require(len(dtypes) == 1 and None not in dtypes, "the dtypes differ")
+    require(same_dtype(source, call), "the dtypes differ")
     if isinstance(value, Sum):
         factor = value.coefficients[0]
         bias = None if conv.bias is None else conv.bias.double() * factor

@@ -24,11 +24,11 @@ import torch
 from reparam import Call, Declined, Replace, require, rewrite
 from reparam.algebra import affine, exact
 from reparam.composition import compose
-from reparam.graph import Apply, Expression
+from reparam.graph import Apply, Expression, same_dtype
 from reparam.known import kind, softmax_axis
-from reparam.layout import Factor, Track
+from reparam.layout import Factor, Track, rearrangements
 from reparam.region import diagonal
-from reparam.values import Conv, Layout, Opaque
+from reparam.values import Conv, Opaque
 
 
 @rewrite
@@ -37,11 +37,11 @@ def fold_value_bias(call: Call) -> Replace | None:
     projection = call.value
     if not isinstance(projection, Conv) or projection.n or projection.bias is None:
         return None
-    behind, product = _chain(call.inputs[0])
+    behind, product = rearrangements(call.inputs[0])
     values = _values(product)
     if values is None or diagonal(call):
         return None
-    before, source = _chain(values)
+    before, source = rearrangements(values)
     layer = source.value
     if not isinstance(layer, Conv) or layer.n or layer.bias is None:
         return None
@@ -51,6 +51,7 @@ def fold_value_bias(call: Call) -> Replace | None:
     made, read, mixed = (c.shape for c in (source, values, product))
     if made is None or read is None or mixed is None or not (read.exact and mixed.exact):
         raise Declined("the shapes of the attention are not known", product.name)
+    require(same_dtype(source, call), "the dtypes differ", source.name)
     track = Track.start(made, 0)
     for link in before:
         track = track.through(link)
@@ -76,15 +77,6 @@ def fold_value_bias(call: Call) -> Replace | None:
     for link in behind:
         x = link.on(x)
     return Replace(compose(exact(projection), shifted), x)
-
-
-def _chain(call: Call) -> tuple[list[Call], Call]:
-    """The rearrangements that end in a call, the first one first, and what they began with."""
-    chain: list[Call] = []
-    while isinstance(call.value, Layout):
-        chain.insert(0, call)
-        call = call.inputs[0]
-    return chain, call
 
 
 def _values(product: Call) -> Call | None:

@@ -19,7 +19,7 @@ Profitable when:
 from reparam import Call, Replace, require, rewrite
 from reparam.algebra import exact
 from reparam.algebra import select_rows as selected
-from reparam.layout import Track
+from reparam.layout import Track, rearrangements
 from reparam.values import Conv, Layout
 
 KINDS = ("reshape", "permute", "slice")
@@ -28,13 +28,11 @@ KINDS = ("reshape", "permute", "slice")
 @rewrite
 def select_rows(call: Call) -> Replace | None:
     """Make a convolution of one whose output channels are rearranged."""
-    chain: list[Call] = []
-    source = call
-    while isinstance(source.value, Layout) and source.value.kind in KINDS:
-        chain.insert(0, source)
-        source = source.inputs[0]
+    chain, source = rearrangements(call)
     conv = source.value
     if not chain or not isinstance(conv, Conv) or conv.affine:
+        return None
+    if not all(isinstance(link.value, Layout) and link.value.kind in KINDS for link in chain):
         return None
     shape, result = source.shape, call.shape
     if shape is None or result is None or not shape.exact or len(shape.axes) != len(result.axes):
@@ -51,7 +49,7 @@ def select_rows(call: Call) -> Replace | None:
             return None
         track = track.through(link)
     rows = track.channels()
-    if rows.numel() != rows.shape[channel]:
+    if rows.numel() != rows.shape[channel] or not rows.numel():
         return None
     require(shape.dtype is not None, "the dtype is not known", source.name)
     return Replace(selected(exact(conv), rows.flatten()), *source.inputs)

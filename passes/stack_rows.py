@@ -21,6 +21,7 @@ from reparam.algebra import exact
 from reparam.algebra import stack_rows as stacked
 from reparam.cost import conv_madds
 from reparam.expansion import dearer
+from reparam.graph import same_dtype
 from reparam.operators import Cat
 from reparam.values import Conv
 
@@ -39,8 +40,7 @@ def stack_rows(call: Call) -> Replace | None:
         return None
     for part in call.inputs:
         require(len(part.readers) == 1, "something else reads what is joined", part.name)
-        dtypes = {c.shape.dtype if c.shape is not None else None for c in (part, call)}
-        require(len(dtypes) == 1 and None not in dtypes, "the dtypes differ", part.name)
+        require(same_dtype(part, call), "the dtypes differ", part.name)
     conv = stacked([exact(conv) for conv in convs])
     before, after = sum(map(conv_madds, convs)), conv_madds(conv)
     require(after <= before, dearer(before, after))

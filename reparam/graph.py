@@ -242,6 +242,12 @@ def _sized_by(call: Call) -> Call:
     return call
 
 
+def same_dtype(*calls: Call) -> bool:
+    """Whether the results of calls are known to be of one dtype."""
+    dtypes = {call.shape.dtype if call.shape is not None else None for call in calls}
+    return len(dtypes) == 1 and None not in dtypes
+
+
 def removable(call: Call) -> bool:
     """Whether a call may go when nothing reads it: it has no effect beside its result."""
     return not isinstance(call.value, Opaque) or call.value.pure

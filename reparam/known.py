@@ -96,6 +96,12 @@ def kind(target: Any) -> str | None:
     return KINDS.get(name(target) or "")
 
 
+def pooled_axes(target: Any) -> int:
+    """How many axes, the last ones, a pool of torch's runs over: its name says so."""
+    called = type(target).__name__ if isinstance(target, nn.Module) else name(target) or ""
+    return int(called.lower().removesuffix("d")[-1])
+
+
 def homogeneous(target: Any) -> bool:
     """Whether a positive factor passes a target."""
     if isinstance(target, nn.Module):

@@ -57,6 +57,9 @@ class Track:
         """
         layout = call.value
         if not isinstance(layout, Layout):
+            if isinstance(layout, Opaque) and known.kind(layout.target) == "max_pool":
+                for axis in range(-known.pooled_axes(layout.target), 0):
+                    self._require_free(axis)
             return self._pooled(call)  # it acts on each channel by itself, in its place
         match layout.kind:
             case "permute":
@@ -132,6 +135,15 @@ class Track:
                 index = (index[..., None] + steps).flatten() if index.ndim else steps
             grid = grid + index.reshape(-1, *(1,) * (len(self.axes) - axis - 1))
         return grid
+
+
+def rearrangements(call: Call) -> tuple[list[Call], Call]:
+    """The rearrangements that end in a call, the first one first, and what they began with."""
+    chain: list[Call] = []
+    while isinstance(call.value, Layout):
+        chain.insert(0, call)
+        call = call.inputs[0]
+    return chain, call
 
 
 def carries(call: Call, scale: Conv) -> bool:

@@ -92,6 +92,7 @@ def _average_convolution(pool: AvgPool, channels: int) -> Conv:
 
 def scale_transposed_output(scale: Conv, conv: ConvTranspose) -> ConvTranspose:
     """A scale and shift per channel of what a transposed convolution makes, as one of these."""
+    require(scale.n == conv.n, "the two differ in their number of spatial axes")
     s = scale.weight.flatten().reshape(conv.groups, -1)
     inputs = conv.in_channels // conv.groups
     rows = s.repeat_interleave(inputs, 0).reshape(conv.in_channels, -1, *(1,) * conv.n)
@@ -107,6 +108,7 @@ def scale_transposed_input(conv: ConvTranspose, scale: Conv) -> ConvTranspose:
     Raises:
         Declined: if it was shifted too, since what that adds differs from pixel to pixel.
     """
+    require(scale.n == conv.n, "the two differ in their number of spatial axes")
     still = scale.bias is None or not bool(scale.bias.any())
     require(still, "a shift is not constant over space behind a transposed convolution")
     columns = scale.weight.flatten().reshape(-1, 1, *(1,) * conv.n)
