@@ -45,9 +45,9 @@ def fold_into_readers(call: Call) -> Replace | None:
     if (plain and not diagonal(call)) or (not plain and value.weight is None is value.bias):
         return None
     readers = call.readers
-    if plain and len(readers) == 1 and affine_call(readers[0]):
-        return None  # a region of two calls
     scale = _scale(call)
+    if plain and len(readers) == 1 and affine_call(readers[0]) and not carries(readers[0], scale):
+        return None  # a region of two calls
     if plain and not any(carries(reader, scale) or _layer(reader) for reader in readers):
         return None
     shape = call.shape

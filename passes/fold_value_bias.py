@@ -24,7 +24,7 @@ import torch
 from reparam import Call, Declined, Replace, require, rewrite
 from reparam.algebra import affine, exact
 from reparam.composition import compose
-from reparam.graph import Apply, Expression, same_dtype
+from reparam.graph import Apply, Expression
 from reparam.known import kind, softmax_axis
 from reparam.layout import Factor, Track, rearrangements
 from reparam.region import diagonal
@@ -51,7 +51,6 @@ def fold_value_bias(call: Call) -> Replace | None:
     made, read, mixed = (c.shape for c in (source, values, product))
     if made is None or read is None or mixed is None or not (read.exact and mixed.exact):
         raise Declined("the shapes of the attention are not known", product.name)
-    require(same_dtype(source, call), "the dtypes differ", source.name)
     track = Track.start(made, 0)
     for link in before:
         track = track.through(link)

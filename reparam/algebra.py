@@ -14,7 +14,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from reparam.errors import require
-from reparam.values import BatchNorm, Conv, Sides
+from reparam.functions import Sides
+from reparam.values import BatchNorm, Conv
 from reparam.verify import ROUNDING
 
 

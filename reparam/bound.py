@@ -1,12 +1,15 @@
 """Arguments of a forward that a user declares constant, as a part of the model."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from reparam.errors import CaptureError
+
+PREFIX = "_constant_"
+"""What the paths of constants begin with."""
 
 
 def split_constants(
@@ -28,26 +31,64 @@ def split_constants(
     return tensors, {name: value for name, value in constants.items() if name not in tensors}
 
 
-def bind(graph: fx.Graph, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read tensors from the model in the place of arguments; they go from the graph's inputs.
+def bind(
+    graph: fx.Graph, constants: Mapping[str, Tensor], plain: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Read tensors from the model in the place of arguments; constants are no inputs any more.
+
+    Args:
+        graph: as it was traced, with the plain constants in their places.
+        constants: the tensors, by the names of arguments.
+        plain: the others.
 
     Returns:
         Copies of the tensors, by the paths that the graph reads them from.
     """
     kept: dict[str, Tensor] = {}
     for node in list(graph.nodes):
+        if node.op == "placeholder" and _specialised(node, plain):
+            _erase_guards(graph, node)
+    for node in list(graph.nodes):
         if node.op == "placeholder" and node.target in constants:
-            path = f"_constant_{node.target}"
+            path = f"{PREFIX}{node.target}"
             kept[path] = constants[node.target].detach().clone()
             with graph.inserting_before(node):
                 node.replace_all_uses_with(graph.get_attr(path))
             graph.erase_node(node)
-    # A graph's inputs come first.
+    _put_inputs_first(graph)
+    return kept
+
+
+def _put_inputs_first(graph: fx.Graph) -> None:
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         if first < node:
             first.prepend(node)
-    return kept
+
+
+def copy_before_writes(graph: fx.Graph, written: Container[fx.Node]) -> None:
+    """Have a forward that writes to a constant write to a copy, anew in every call."""
+    for node in list(graph.nodes):
+        constant = node.op == "get_attr" and str(node.target).startswith(PREFIX)
+        if constant and any(user in written for user in node.users):
+            users = list(node.users)
+            with graph.inserting_after(node):
+                fresh = graph.call_method("clone", (node,))
+            for user in users:
+                user.replace_input_with(node, fresh)
+
+
+def _specialised(node: fx.Node, plain: Mapping[str, Any]) -> bool:
+    """Whether an input is one that tracing has held to a value, and numbered."""
+    name, _, number = str(node.target).rpartition("_")
+    return number.isdigit() and name in plain
+
+
+def _erase_guards(graph: fx.Graph, node: fx.Node) -> None:
+    """Erase an input with all that is computed from it: comparisons and assertions."""
+    for user in list(node.users):
+        _erase_guards(graph, user)
+    graph.erase_node(node)
 
 
 class Bound(nn.Module):
@@ -60,13 +101,14 @@ class Bound(nn.Module):
         tensors, self.others = split_constants(model, constants)
         self.names = list(tensors)
         for name, tensor in tensors.items():
-            self.register_buffer(f"_constant_{name}", tensor)
+            self.register_buffer(f"{PREFIX}{name}", tensor)
         held = {*tensors, *self.others}
         parameters = inspect.signature(model.forward).parameters
         self.left = [name for name in parameters if name not in held]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model."""
-        tensors = {name: self.get_buffer(f"_constant_{name}") for name in self.names}
+        # The forward may write to its arguments.
+        tensors = {name: self.get_buffer(f"{PREFIX}{name}").clone() for name in self.names}
         given = dict(zip(self.left, args, strict=False))
         return self.model(**given, **kwargs, **tensors, **self.others)

@@ -115,7 +115,7 @@ def capture(
             f"{type(model).__name__}.forward can't be traced: {line}; "
             "compile its submodules one by one instead"
         ) from error
-    kept = bind(graph, tensors)
+    kept = bind(graph, tensors, others)
     captured = Capture(model, graph, tracer.untraced, tracer.tensors | kept)
     rebind(graph, captured.attribute)
     return captured

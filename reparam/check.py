@@ -4,20 +4,18 @@ Leaves get sizes at which every border shows: smaller than the kernels, and larg
 interior. What can't be evaluated is no evidence, and no evidence is a failure.
 """
 
-import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from reparam.arguments import found, mapped
 from reparam.errors import Declined, Rejected, first_line
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
 from reparam.operators import AvgPool
 from reparam.sizes import Assignment, Size, Symbol
-from reparam.values import Conv, Layout, Opaque, Shape, Value
+from reparam.values import Conv, Layout, Opaque, Shape
 from reparam.verify import EXACT, relative_difference
 
 SEED = 20230814
@@ -177,13 +175,6 @@ def _device(call: Call) -> torch.device:
     return next((t.device for t in held), torch.device("cpu"))
 
 
-def _widened(value: Value) -> Value:
-    """The value, able to take float64: a module's own parameters have its dtype."""
-    if isinstance(value, Opaque) and isinstance(value.target, nn.Module):
-        return replace(value, target=copy.deepcopy(value.target).double())
-    return value
-
-
 class _Evaluation:
     """Evaluates calls and expressions from given tensors, each once."""
 
@@ -199,5 +190,6 @@ class _Evaluation:
             else:
                 args, kwargs = mapped((part.inputs, dict(part.options)), (Call, Apply), self)
             with torch.no_grad():
-                self.results[part] = _widened(part.value)(*args, **kwargs)
+                value = part.value.widened() if isinstance(part.value, Opaque) else part.value
+                self.results[part] = value(*args, **kwargs)
         return self.results[part]

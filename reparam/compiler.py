@@ -6,9 +6,10 @@ from typing import Any, cast
 
 from torch import fx, nn
 
-from reparam.bound import Bound
+from reparam.bound import Bound, copy_before_writes
 from reparam.capture import Capture, capture, keep_hooks
 from reparam.driver import Driver, Listener
+from reparam.effects import fenced
 from reparam.errors import PassError, ReparamError
 from reparam.foreign import FxPass, run_foreign
 from reparam.graph import ValueGraph
@@ -65,6 +66,8 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
         raise ReparamError(f"verify is True or False, not {verify!r}")
     told = remarks or _ignore
     original = captured = capture(model, example_inputs, constants)
+    if constants:
+        copy_before_writes(captured.graph, fenced(captured))
     values = lift_graph(captured, example_inputs)
     found = _left_whole(original, values)
     for remark in found:

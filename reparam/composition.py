@@ -8,7 +8,8 @@ from torch import Tensor
 
 from reparam.algebra import equal_borders, respond, significant, tap_slice, widen_groups
 from reparam.errors import require
-from reparam.values import Conv, Sides
+from reparam.functions import Sides
+from reparam.values import Conv
 
 
 def compose(outer: Conv, inner: Conv) -> Conv:

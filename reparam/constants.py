@@ -76,7 +76,7 @@ class Constants:
         inputs = node.all_input_nodes
         return bool(inputs) and all(source in self._contents for source in inputs)
 
-    def _evaluate(self, node: fx.Node, function: Any) -> None:
+    def _evaluate(self, node: fx.Node, function: Opaque) -> None:
         """Keep the result of a call, unless it is random or has an effect."""
 
         def load(source: fx.Node) -> Any:
@@ -87,14 +87,14 @@ class Constants:
         args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
         try:
             with torch.no_grad(), _PureCalls():
-                result = _widened(function)(*args, **kwargs)
+                result = function.widened()(*args, **kwargs)
         except Exception:
             return
         self._contents[node] = result
         self._computed.add(node)
         self._plain[node] = self._without_memory(node, function, result)
 
-    def _without_memory(self, node: fx.Node, function: Any, result: Any) -> Any:
+    def _without_memory(self, node: fx.Node, function: Opaque, result: Any) -> Any:
         """What a call results in when nothing is widened, as tensors without memory."""
 
         def load(source: fx.Node) -> Any:
@@ -103,29 +103,25 @@ class Constants:
             )
 
         args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
-        module = isinstance(function, nn.Module)
+        if isinstance(function.target, nn.Module):
+            function = Opaque(copy.deepcopy(function.target).to("meta"))
         try:
             with torch.no_grad():
-                return (copy.deepcopy(function).to("meta") if module else function)(*args, **kwargs)
+                return function(*args, **kwargs)
         except Exception:
             return result
 
 
-def _function(capture: Capture, node: fx.Node) -> Any:
+def _function(capture: Capture, node: fx.Node) -> Opaque:
     """What a call calls: a function, a method by its name, or a module of torch's own."""
+    target: Any = node.target
     if node.op != "call_module":
-        target: Any = node.target
         return Opaque(target)
-    module = capture.attribute(str(node.target))
+    module = capture.attribute(target)
     plain = known.torchs_own(module) and not hooked(module) and not module.training
-    return module if plain else _refuse
+    return Opaque(module if plain else _refuse)
 
 
 def _refuse(*_: Any, **__: Any) -> Any:
     """Stand for a module that may have any effect."""
     raise _ImpureError
-
-
-def _widened(function: Any) -> Any:
-    """A module with its parameters in float64; any other function as it is."""
-    return copy.deepcopy(function).double() if isinstance(function, nn.Module) else function

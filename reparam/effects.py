@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from reparam import known
 from reparam.arguments import found
 from reparam.capture import Capture
+from reparam.functions import CONVOLUTIONS
 from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning
-from reparam.values import CONVOLUTIONS
 
 FRESH_MODULES = (
     nn.Linear,

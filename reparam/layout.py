@@ -15,7 +15,7 @@ from reparam.facts import TensorFacts
 from reparam.graph import Call
 from reparam.operators import AvgPool, Slice
 from reparam.sizes import ONE, Size, product
-from reparam.values import Conv, Layout, Opaque
+from reparam.values import Constant, Conv, Layout, Opaque
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,10 @@ def carries(call: Call, scale: Conv) -> bool:
     """
     value = call.value
     if isinstance(value, Opaque) and not isinstance(value, Layout):
-        positive = bool((scale.weight > 0).all()) and call.shape is not None
+        alone = call.shape is not None and all(
+            isinstance(x.value, Constant) for x in call.inputs[1:]
+        )
+        positive = alone and bool((scale.weight > 0).all())
         still = scale.bias is None or not bool(scale.bias.any())
         maximum = known.kind(value.target) == "max_pool"
         return positive and (maximum or (still and known.homogeneous(value.target)))

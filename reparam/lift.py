@@ -105,7 +105,7 @@ class _Lifter:
                 content = self.capture.attribute(str(node.target))
                 self._add(node, Constant(content), (), {}, Source(node, ()), str(node.target))
             else:
-                self._opaque(node, None)
+                self._opaque(node, None, constant=True)
         return self.lifted[node]
 
     def _call(self, node: fx.Node) -> None:
@@ -185,8 +185,11 @@ class _Lifter:
             return [*self.capture.attribute(str(node.target)).parameters()]
         return [self.constant(source) for source in (node, *node.all_input_nodes)]
 
-    def _opaque(self, node: fx.Node, reason: str | None) -> None:
-        """Carry a call through as it is; a write that nobody sees becomes out-of-place."""
+    def _opaque(self, node: fx.Node, reason: str | None, constant: bool = False) -> None:
+        """Carry a call through as it is; a write that nobody sees becomes out-of-place.
+
+        What is `constant` was computed once already, and so is known to have no effect.
+        """
         target: Any = node.target
         module = self.capture.attribute(target) if node.op == "call_module" else None
         pinned = node in self.fence
@@ -198,7 +201,7 @@ class _Lifter:
             path=str(node.target) if module is not None else None,
             reason=reason,
             pinned=pinned,
-            pure=not pinned and known.pure(module if module is not None else target),
+            pure=constant or (not pinned and known.pure(module if module is not None else target)),
         )
         self._add(node, value, self._mapped(node.args), self._mapped(kwargs), None)
 

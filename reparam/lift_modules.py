@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import Declined, require
-from reparam.values import IDENTITY, BatchNorm, Conv, Sides, Value
+from reparam.functions import Sides
+from reparam.values import IDENTITY, BatchNorm, Conv, Value
 
 DROPOUTS = (
     nn.Dropout,

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Shaped
 from torch import Tensor
 
-from reparam.values import Sides, Value, pad
+from reparam.functions import Sides, pad
+from reparam.values import Value
 
 AVERAGES: tuple[Callable[..., Tensor], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 TRANSPOSED: tuple[Callable[..., Tensor], ...] = (

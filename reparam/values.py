@@ -5,21 +5,18 @@ A value holds tensors and hyper-parameters and is applied to tensors, so that a
 itself. Channel axes count from the end: for n spatial axes the channel axis is -(n + 1).
 """
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-Sides: TypeAlias = tuple[tuple[int, int], ...]
-"""Padding before and after, one pair per spatial axis, first axis first."""
-
-CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (F.linear, F.conv1d, F.conv2d, F.conv3d)
-"""The torch function by number of spatial axes."""
+from reparam.functions import CONVOLUTIONS, Sides, block_linear, pad
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,36 +133,10 @@ class Conv(Value):
             y = x * weight.reshape(spread)
             return y if bias is None else y + bias.reshape(spread)
         if self.n == 0:
-            return _block_linear(x, weight, bias, self.groups)
+            return block_linear(x, weight, bias, self.groups)
         x = pad(x, self.padding, self.padding_mode, self.border)
         convolution = CONVOLUTIONS[self.n]
         return convolution(x, weight, bias, self.stride, 0, self.dilation, self.groups)
-
-
-def _block_linear(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    """A linear layer whose weight, (out, in/groups), is block-diagonal."""
-    if groups == 1:
-        return F.linear(x, weight, bias)
-    blocks = weight.reshape(groups, -1, weight.shape[1])
-    y = torch.einsum("...gi,goi->...go", x.unflatten(-1, (groups, -1)), blocks).flatten(-2)
-    return y if bias is None else y + bias
-
-
-def pad(x: Tensor, sides: Sides, mode: str, border: Tensor | None) -> Tensor:
-    """Continue x, (..., channels, *spatial), beyond its border.
-
-    `border`, (channels,), is the constant of mode "zeros"; None stands for zero.
-    """
-    if not any(side for pair in sides for side in pair):
-        return x
-    last_axis_first = [side for pair in reversed(sides) for side in pair]
-    if mode != "zeros":
-        return F.pad(x, last_axis_first, mode)
-    if border is None:
-        return F.pad(x, last_axis_first)
-    constant = border.to(x.dtype).reshape(-1, *(1,) * len(sides))
-    # F.pad takes one constant for all channels, so the border is moved to zero and back.
-    return F.pad(x - constant, last_axis_first) + constant
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +235,12 @@ class Opaque(Value):
     reason: str | None = None
     pinned: bool = False
     pure: bool = False
+
+    def widened(self) -> "Opaque":
+        """The same, able to take float64: a module's own parameters have its dtype."""
+        if not isinstance(self.target, nn.Module):
+            return self
+        return replace(self, target=copy.deepcopy(self.target).double())
 
     @property
     def __name__(self) -> str:

@@ -107,3 +107,28 @@ def test_a_batch_norm_that_would_leave_a_constant_to_pad_with_stays() -> None:
     assert about_the_convolution == (
         "its shift meets zero padding, and to take it off before is no cheaper"
     )
+
+
+def test_a_padding_and_an_average_are_no_convolution() -> None:
+    """One depthwise convolution would do, where there was none."""
+    model = Net(
+        lambda m, x: m.pool(nn.functional.pad(m.conv(x).relu(), (1, 1, 1, 1))),
+        conv=nn.Conv2d(4, 4, 1),
+        pool=nn.AvgPool2d(2),
+    )
+    assert reasons(merge_affine_region, model, IMAGES, given=True) == [
+        "a skip, a padding or an average would become a convolution"
+    ]
+
+
+def test_a_convolution_of_a_sum_is_not_copied() -> None:
+    """Two groups of two channels cost no more copied than the norms that would go."""
+    model = Net(
+        lambda m, x: m.after(m.a(m.conv(x).relu()) + m.b(m.conv(x).tanh())).relu(),
+        conv=nn.Conv2d(4, 4, 1),
+        a=nn.BatchNorm2d(4),
+        b=nn.BatchNorm2d(4),
+        after=nn.Conv2d(4, 4, 1, groups=2),
+    )
+    found = reasons(merge_affine_region, model, IMAGES, given=True)
+    assert "a convolution would be copied" in found
