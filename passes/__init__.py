@@ -8,6 +8,7 @@ from .cancel_layouts import cancel_layouts
 from .drop_noops import drop_noops
 from .fold_after_cat import fold_after_cat
 from .fold_after_layout import fold_after_layout
+from .fold_after_norm import fold_after_norm
 from .fold_batchnorm import fold_batchnorm
 from .fold_constants import fold_constants
 from .fold_depthwise_skip import fold_depthwise_skip
@@ -32,6 +33,7 @@ DEFAULT = (
     fold_layer_scale,
     merge_affine_region,
     fold_transposed,
+    fold_after_norm,
     fold_after_cat,
     stack_rows,
     fold_into_readers,
@@ -48,6 +50,7 @@ __all__ = [
     "drop_noops",
     "fold_after_cat",
     "fold_after_layout",
+    "fold_after_norm",
     "fold_batchnorm",
     "fold_constants",
     "fold_depthwise_skip",

@@ -7,7 +7,7 @@ After:
     y = conv(x; w), w a tensor
 
 Algebra:
-    f is evaluated in float64 and rounded once.
+    f is evaluated in float64 and rounded once, or as the model does where a step of it jumps.
 
 Legal when:
     f is deterministic and has no effect.
@@ -17,13 +17,11 @@ Profitable when:
     a layer.
 """
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from reparam import Call, Replace, require, rewrite
 from reparam.arguments import mapped
+from reparam.constants import Pair, evaluate
 from reparam.graph import Apply
 from reparam.values import Constant, Opaque
 
@@ -42,25 +40,16 @@ def fold_constants(call: Call) -> Replace | None:
     contents = [source.value.content for source in inputs if isinstance(source.value, Constant)]
     if len(contents) < len(inputs) or not all(isinstance(c, Tensor) for c in contents):
         return None
-    plain = _evaluate(call, wide=False)
+
+    def content(source: Call) -> Pair:
+        assert isinstance(source.value, Constant), "only calls of constants are evaluated"
+        return Pair.of(source.value.content, source.value.content)
+
+    args, kwargs = mapped((call.arguments, call.options), Call, content)
+    exact, plain = evaluate(value, args, kwargs)
     if not isinstance(plain, Tensor):
         return None
     largest = max(content.nbytes for content in contents)
     fits = plain.nbytes <= max(largest, SMALL)
     require(fits, "the result is larger than what it is computed from")
-    wide = _evaluate(call, wide=True)
-    return Replace({call: Apply(Constant(wide.to(plain.dtype)), ())})
-
-
-def _evaluate(call: Call, wide: bool) -> Any:
-    """The result of a call of constants, if `wide` in float64."""
-
-    def content(source: Call) -> Tensor:
-        assert isinstance(source.value, Constant), "only calls of constants are evaluated"
-        tensor: Tensor = source.value.content
-        return tensor.double() if wide and tensor.is_floating_point() else tensor
-
-    with torch.no_grad():
-        args, kwargs = mapped((call.arguments, call.options), Call, content)
-        assert isinstance(call.value, Opaque), "no other call of constants is evaluated"
-        return (call.value.widened() if wide else call.value)(*args, **kwargs)
+    return Replace({call: Apply(Constant(exact.to(plain.dtype)), ())})

@@ -49,9 +49,9 @@ def fold_into_linear(call: Call) -> Replace | None:
     require(known, "the number of axes of its input is not known", source.name)
     assert image is not None
     assert made is not None
-    batch = (image.axes[0],) if len(image.axes) == conv.n + 2 else ()
-    rows = flat.shape is not None and flat.shape.exact and flat.shape.axes[:-1] == batch
-    require(rows, "it is not flattened whole", flat.name)
+    batch = image.axes[: -conv.n - 1]
+    whole = flat.shape is not None and flat.shape.exact and flat.shape.axes[:-1] == batch
+    require(whole and len(batch) == 1, "it is not flattened whole", flat.name)
     sizes = [size.factor for size in image.axes[2:] if size.known]
     require(len(sizes) == conv.n, "the size of the image is not known", source.name)
     require(all(len(c.readers) == 1 for c in (source, flat)), "something else reads it", flat.name)
@@ -59,7 +59,7 @@ def fold_into_linear(call: Call) -> Replace | None:
     pixels = prod(size.factor for size in made.axes[2:])
     before = conv_madds(linear) + conv_madds(conv) * pixels
     after = linear.out_channels * conv.in_channels * prod(sizes)
-    require(after <= before, dearer(before, after), source.name)
+    require(after <= before, dearer(before, after, "image"), source.name)
     merged = compose_flattened(exact(linear), exact(conv), tuple(sizes))
     whole = Layout(torch.flatten, pure=True, kind="reshape")
     return Replace(merged, Apply(whole, (source.inputs[0], 1)))

@@ -59,10 +59,11 @@ def fold_into_readers(call: Call) -> Replace | None:
     roots: dict[Call, Expression] = {}
     for reader, track, read in _absorbers(call, scale, shape, None, x):
         require(same_dtype(call, reader), "the dtypes differ", reader.name)
-        roots[reader] = Apply(_absorbed(reader, scale, track), (read,))
+        absorbed = _absorbed(reader, scale, track)
+        shown = isinstance(absorbed, Conv) and absorbed.border is not None
+        require(not shown, "its shift meets zero padding", reader.name)
+        roots[reader] = Apply(absorbed, (read,))
     require(bool(roots), "nothing reads it")
-    borders = sum(isinstance(r.value, Conv) and r.value.border is not None for r in roots.values())
-    require(borders == 0, "its shift meets zero padding", next(iter(roots)).name)
     return Replace(roots)
 
 
@@ -98,7 +99,9 @@ def _absorbers(
             yield from _absorbers(reader, scale, shape, begun.through(reader), reader.on(x))
             continue
         reason = f"{reader.value.__name__} reads it, which a scale and shift can't pass"
-        require(_layer(reader), reason, reader.name)
+        # A norm does its own scaling in passing: it is no gain to put that into another scale.
+        gained = _layer(reader) and not (isinstance(call.value, Norm) and diagonal(reader))
+        require(gained, reason, reader.name)
         yield reader, track, x
 
 
@@ -110,7 +113,8 @@ def _layer(reader: Call) -> bool:
 def _absorbed(reader: Call, scale: Conv, track: Track | None) -> Conv | ConvTranspose:
     """The layer that does what the scale and the reader did."""
     value = reader.value
-    outer = value if isinstance(value, ConvTranspose) else as_convolution(value, None)
+    strided = not affine_call(reader)  # of what can take it in, just a transposed convolution
+    outer = value if strided and isinstance(value, ConvTranspose) else as_convolution(value, None)
     if track is not None:
         channels = track.channels(spread=True)
         axis = channels.ndim - outer.n - 1

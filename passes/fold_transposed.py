@@ -16,9 +16,10 @@ Profitable when:
     Always: the scale is gone.
 """
 
-from dataclasses import replace
+import torch
 
 from reparam import Call, Replace, require, rewrite
+from reparam.algebra import affine
 from reparam.graph import same_dtype
 from reparam.operator_laws import as_convolution, scale_transposed_output
 from reparam.operators import ConvTranspose
@@ -40,11 +41,9 @@ def fold_transposed(call: Call) -> Replace | None:
     require(len(source.readers) == 1, "something else reads the convolution before it", source.name)
     require(same_dtype(source, call), "the dtypes differ")
     if isinstance(value, Sum):
-        factor = value.coefficients[0]
-        bias = None if conv.bias is None else conv.bias.double() * factor
-        scaled = replace(conv, weight=conv.weight.double() * factor, bias=bias)
+        ones = torch.ones(conv.out_channels, dtype=torch.float64, device=conv.weight.device)
+        scale = affine(ones * value.coefficients[0], None, conv.n)
     else:
         scale = as_convolution(value, None)
-        require(scale.n == conv.n, "its channels are not those of the convolution", source.name)
-        scaled = scale_transposed_output(scale, conv)
-    return Replace(scaled, *source.inputs)
+    require(scale.n == conv.n, "its channels are not those of the convolution", source.name)
+    return Replace(scale_transposed_output(scale, conv), *source.inputs)

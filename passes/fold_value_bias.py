@@ -11,7 +11,7 @@ Algebra:
 
 Legal when:
     Each row of the weights sums to one: a softmax over the last axis, without a mask in torch's own
-    attention, which returns zeros where all is masked.
+    attention, which returns zeros where all is masked. Nothing else reads what is in between.
 
 Profitable when:
     The values have a layer of their own, and the projection has a bias anyway.
@@ -49,7 +49,9 @@ def fold_value_bias(call: Call) -> Replace | None:
     alone = all(len(link.readers) == 1 for link in between)
     require(alone, "something else reads the values or what becomes of them", source.name)
     made, read, mixed = (c.shape for c in (source, values, product))
-    if made is None or read is None or mixed is None or not (read.exact and mixed.exact):
+    if made is None or read is None or mixed is None or len(mixed.axes) < 2:
+        raise Declined("the shapes of the attention are not known", product.name)
+    if not (read.exact and mixed.exact and len(read.axes) == len(mixed.axes)):
         raise Declined("the shapes of the attention are not known", product.name)
     track = Track.start(made, 0)
     for link in before:
@@ -84,7 +86,8 @@ def _values(product: Call) -> Call | None:
     if not isinstance(value, Opaque) or not value.pure:
         return None
     if kind(value.target) == "attention":
-        return given[2] if len(given) == 3 and not product.options else None
+        plain = {name for name, option in product.options.items() if option not in (None, 0)}
+        return given[2] if len(given) == 3 and plain <= {"is_causal", "scale"} else None
     if kind(value.target) != "matmul" or len(given) != 2:
         return None
     weights, values = given

@@ -10,7 +10,7 @@ Algebra:
     A selection or permutation of output channels is one of the rows of the weight.
 
 Legal when:
-    Just channels are rearranged. Groups stay whole and in order.
+    Just channels are rearranged, and each group keeps as many rows as the others, in their order.
 
 Profitable when:
     Nothing else reads the layer.

@@ -16,6 +16,8 @@ Profitable when:
     The zeros that equal kernels and one group take do not cost more multiply-adds.
 """
 
+from dataclasses import replace
+
 from reparam import Call, Replace, require, rewrite
 from reparam.algebra import exact
 from reparam.algebra import stack_rows as stacked
@@ -41,7 +43,8 @@ def stack_rows(call: Call) -> Replace | None:
     for part in call.inputs:
         require(len(part.readers) == 1, "something else reads what is joined", part.name)
         require(same_dtype(part, call), "the dtypes differ", part.name)
-    conv = stacked([exact(conv) for conv in convs])
-    before, after = sum(map(conv_madds, convs)), conv_madds(conv)
+    # First without numbers: what is too dear is also large.
+    sizes = stacked([replace(conv, weight=conv.weight.to("meta"), bias=None) for conv in convs])
+    before, after = sum(map(conv_madds, convs)), conv_madds(sizes)
     require(after <= before, dearer(before, after))
-    return Replace(conv, *anchors)
+    return Replace(stacked([exact(conv) for conv in convs]), *anchors)

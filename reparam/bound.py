@@ -20,24 +20,42 @@ def split_constants(
     Raises:
         CaptureError: if the model's forward has no such argument.
     """
-    names = list(inspect.signature(model.forward).parameters)
-    for name in constants:
-        if name not in names:
+    parameters = inspect.signature(model.forward).parameters
+    named = {
+        n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    for name, value in constants.items():
+        if name not in named:
             raise CaptureError(
                 f"{type(model).__name__}.forward has no argument {name!r} to hold constant; "
-                f"it has {', '.join(names)}"
+                f"it has {', '.join(parameters)}"
+            )
+        if not isinstance(value, Tensor | bool | int | float | str | None):
+            raise CaptureError(
+                f"constant {name!r} is a {type(value).__name__}, neither a tensor nor a plain value"
             )
     tensors = {name: value for name, value in constants.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in constants.items() if name not in tensors}
 
 
+def tensor_defaults(model: nn.Module, given: Container[str]) -> dict[str, Tensor]:
+    """The arguments of a forward that keep a tensor as their default."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if isinstance(p.default, Tensor) and p.name not in given
+    }
+
+
 def bind(
-    graph: fx.Graph, constants: Mapping[str, Tensor], plain: Mapping[str, Any]
+    graph: fx.Graph, model: nn.Module, constants: Mapping[str, Tensor], plain: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Read tensors from the model in the place of arguments; constants are no inputs any more.
 
     Args:
         graph: as it was traced, with the plain constants in their places.
+        model: that it was traced from.
         constants: the tensors, by the names of arguments.
         plain: the others.
 
@@ -45,12 +63,20 @@ def bind(
         Copies of the tensors, by the paths that the graph reads them from.
     """
     kept: dict[str, Tensor] = {}
+    declared, taken = inspect.signature(model.forward).parameters, dir(model)
     for node in list(graph.nodes):
-        if node.op == "placeholder" and _specialised(node, plain):
+        if node.op == "placeholder" and _specialised(node, plain, declared):
             _erase_guards(graph, node)
+        elif node.op == "placeholder" and node.all_input_nodes:
+            (default,) = node.all_input_nodes
+            node.args = ()  # a tensor, which stands behind the inputs
+            if not default.users:
+                graph.erase_node(default)
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.target in constants:
             path = f"{PREFIX}{node.target}"
+            while path in taken:
+                path += "_"
             kept[path] = constants[node.target].detach().clone()
             with graph.inserting_before(node):
                 node.replace_all_uses_with(graph.get_attr(path))
@@ -78,10 +104,10 @@ def copy_before_writes(graph: fx.Graph, written: Container[fx.Node]) -> None:
                 user.replace_input_with(node, fresh)
 
 
-def _specialised(node: fx.Node, plain: Mapping[str, Any]) -> bool:
+def _specialised(node: fx.Node, plain: Mapping[str, Any], declared: Container[str]) -> bool:
     """Whether an input is one that tracing has held to a value, and numbered."""
     name, _, number = str(node.target).rpartition("_")
-    return number.isdigit() and name in plain
+    return number.isdigit() and name in plain and str(node.target) not in declared
 
 
 def _erase_guards(graph: fx.Graph, node: fx.Node) -> None:

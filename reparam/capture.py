@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam import known
-from reparam.bound import bind, split_constants
+from reparam.bound import bind, split_constants, tensor_defaults
 from reparam.errors import CaptureError, TrainingModeError, first_line
 from reparam.rebind import rebind
 from reparam.tracer import Tracer, defaults
@@ -47,10 +47,20 @@ class Capture:
             return None
 
 
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+"""Where a module keeps the hooks of its forward, and how each wants to be called."""
+
+
 def keep_hooks(model: Any, fused: Any) -> None:
     """Give a compiled model the hooks of the model itself; those of its parts stay in place."""
-    fused._forward_pre_hooks.update(model._forward_pre_hooks)
-    fused._forward_hooks.update(model._forward_hooks)
+    for name in HOOKS:
+        getattr(fused, name).update(getattr(model, name))
 
 
 def modules_of(model: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -85,8 +95,8 @@ def capture(
 ) -> Capture:
     """Trace a model in evaluation mode.
 
-    Arguments of its forward that have plain defaults, and that no example is given of, keep them;
-    the result then refuses other values.
+    Arguments of its forward that have defaults, and that no example is given of, keep them; the
+    result then refuses other values.
 
     Args:
         model: what is traced.
@@ -97,6 +107,9 @@ def capture(
         TrainingModeError: if it is in training mode.
         CaptureError: if its own forward can't be traced, or has no argument of a constant's name.
     """
+    whatever: Any = model
+    if not isinstance(whatever, nn.Module):
+        raise CaptureError(f"compile takes a torch.nn.Module, not {type(whatever).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             "a ScriptModule has no Python code left to trace; pass the module it was made from"
@@ -107,6 +120,7 @@ def capture(
     tensors, others = split_constants(model, constants or {})
     parameters = [p for p in inspect.signature(model.forward).parameters if p not in tensors]
     given = {*[p for p in parameters if p not in others][: len(args)], *kwargs, *tensors}
+    tensors |= tensor_defaults(model, given)
     try:
         graph = tracer.trace(model, (defaults(model, given) | others) or None)
     except Exception as error:
@@ -115,7 +129,7 @@ def capture(
             f"{type(model).__name__}.forward can't be traced: {line}; "
             "compile its submodules one by one instead"
         ) from error
-    kept = bind(graph, tensors, others)
+    kept = bind(graph, model, tensors, others)
     captured = Capture(model, graph, tracer.untraced, tracer.tensors | kept)
     rebind(graph, captured.attribute)
     return captured

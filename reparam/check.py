@@ -179,7 +179,8 @@ class _Evaluation:
     """Evaluates calls and expressions from given tensors, each once."""
 
     def __init__(self, tensors: dict[Call, Tensor]) -> None:
-        self.results: dict[Any, Any] = dict(tensors)
+        # A module that works in place writes to what it is given.
+        self.results: dict[Any, Any] = {call: drawn.clone() for call, drawn in tensors.items()}
 
     def __call__(self, part: Call | Apply) -> Any:
         if part not in self.results:

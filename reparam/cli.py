@@ -26,9 +26,9 @@ from reparam.compiler import compile as compile_model
 from reparam.errors import ExportError, ReparamError, VerificationError
 from reparam.export import DEFAULT_OPSET, LOWEST_OPSET, OnnxExport, export_onnx
 from reparam.export_graph import extra
-from reparam.report import Remark, Report, report
+from reparam.report import Remark, Report, fused_table, report
 from reparam.sources import KINDS, Source, resolve
-from reparam.tables import fused_table, not_fused_table, onnx_table
+from reparam.tables import not_fused_table, onnx_table
 
 FAILED = 1
 DIFFERENT = 3
@@ -129,7 +129,8 @@ def explain(
     console.print(account.operator_table())
     if account.verification.whole_model is not None:
         console.print(f"whole model: {account.verification.whole_model}")
-    console.print(fused_table(account.applied))
+    if account.applied:
+        console.print(fused_table(account.applied))
     if account.missed:
         console.print(not_fused_table(account.missed))
     for remark in account.analysis:

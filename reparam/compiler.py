@@ -87,13 +87,13 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
             found.append(remark)
             told(remark)
     fused = lower(values, captured)
+    keep_hooks(model, fused)
     whole = None
     if verify and example_inputs is not None:
         reference = Bound(model, constants) if constants else model
         equivalence = verify_models(reference, fused, example_inputs)
         equivalence.raise_if_different()
         whole = str(equivalence)
-    keep_hooks(model, fused)
     attach(fused, _report(model, original, fused, found, verify, unchecked, whole))
     return fused
 

@@ -1,11 +1,11 @@
 """Evaluate what depends on parameters, buffers and literals alone, in float64."""
 
-import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import known
@@ -19,13 +19,73 @@ class _ImpureError(Exception):
     """A call is random, or writes to its input."""
 
 
+DISCRETE = {
+    "round", "floor", "ceil", "trunc", "frac", "sign", "sgn", "heaviside", "remainder", "fmod",
+    "floor_divide", "eq", "ne", "lt", "le", "gt", "ge", "argmax", "argmin", "argsort", "sort",
+    "topk", "kthvalue", "median", "mode", "unique", "_unique2", "bucketize", "searchsorted",
+    "isclose", "nonzero",
+}  # fmt: skip
+"""Operators of torch's that jump: what they make in float64 may be another thing."""
+
+
 class _PureCalls(TorchDispatchMode):
-    """Lets deterministic calls without effects through, and no others."""
+    """Lets deterministic calls without effects through, and no others.
+
+    Attributes:
+        discrete: whether any of them jumps.
+    """
+
+    discrete = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
             raise _ImpureError(str(func))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        integral = isinstance(result, Tensor) and not result.is_floating_point()
+        self.discrete |= integral or func.overloadpacket.__name__ in DISCRETE
+        return result
+
+
+def evaluate(function: Opaque, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """What a call of constants results in: as exact as can be, and as the model computes it.
+
+    The exact one is computed in float64, unless a step on the way jumps: in float64 it might jump
+    elsewhere than in the model.
+
+    Args:
+        function: what is called.
+        args: a `Pair` may stand anywhere in them.
+        kwargs: likewise.
+
+    Raises:
+        Exception: whatever the call raises, and if it is random or writes to a tensor.
+    """
+    exact, plain = (
+        mapped((args, kwargs), Pair, lambda pair, which=which: pair.contents[which])
+        for which in (0, 1)
+    )
+    with torch.no_grad(), _PureCalls() as calls:
+        result = function(*plain[0], **plain[1])
+    if calls.discrete:
+        return result, result
+    with torch.no_grad(), _PureCalls():
+        return function.widened()(*exact[0], **exact[1]), result
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A constant in float64, and as it is in the model."""
+
+    contents: tuple[Any, Any]
+
+    @staticmethod
+    def of(content: Any, plain: Any) -> "Pair":
+        """A pair, the exact content widened."""
+
+        def wide(tensor: Tensor) -> Tensor:
+            return tensor.detach().double() if tensor.is_floating_point() else tensor
+
+        return Pair((mapped(content, Tensor, wide), plain))
 
 
 class Constants:
@@ -79,37 +139,16 @@ class Constants:
     def _evaluate(self, node: fx.Node, function: Opaque) -> None:
         """Keep the result of a call, unless it is random or has an effect."""
 
-        def load(source: fx.Node) -> Any:
+        def load(source: fx.Node) -> Pair:
             content = self._contents[source]
-            wide = isinstance(content, Tensor) and content.is_floating_point()
-            return content.detach().double() if wide else content
+            return Pair.of(content, self._plain.get(source, content))
 
         args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
         try:
-            with torch.no_grad(), _PureCalls():
-                result = function.widened()(*args, **kwargs)
+            self._contents[node], self._plain[node] = evaluate(function, args, kwargs)
         except Exception:
             return
-        self._contents[node] = result
         self._computed.add(node)
-        self._plain[node] = self._without_memory(node, function, result)
-
-    def _without_memory(self, node: fx.Node, function: Opaque, result: Any) -> Any:
-        """What a call results in when nothing is widened, as tensors without memory."""
-
-        def load(source: fx.Node) -> Any:
-            return mapped(
-                self._plain.get(source, self._contents[source]), Tensor, lambda t: t.to("meta")
-            )
-
-        args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
-        if isinstance(function.target, nn.Module):
-            function = Opaque(copy.deepcopy(function.target).to("meta"))
-        try:
-            with torch.no_grad():
-                return function(*args, **kwargs)
-        except Exception:
-            return result
 
 
 def _function(capture: Capture, node: fx.Node) -> Opaque:

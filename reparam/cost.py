@@ -15,7 +15,7 @@ class Cost:
     The order is that of preference: fewer operations first.
     """
 
-    operations: int
+    operations: float
     madds: float
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -54,8 +54,9 @@ def cost(value: Value, channels: int, pixels: float = 1, layer: bool = False) ->
             return Cost(1, channels * prod(value.kernel) * pixels)
         case ConvTranspose():
             return Cost(1, value.weight.numel() / prod(value.stride) * pixels)
-        case Norm():  # the affine part is an operation of its own, if in the same kernel
-            return Cost(1 + (value.weight is not None or value.bias is not None), 0)
+        case Norm():  # the affine part is no kernel of its own, but it is not for nothing either
+            affine = value.weight is not None or value.bias is not None
+            return Cost(1.5 if affine else 1, 0)
         case _:
             return Cost(1, 0)
 

@@ -210,7 +210,7 @@ def _measure(values: Iterable[tuple[Value, bool]]) -> Cost:
 
 
 def _size(measure: Cost) -> str:
-    return f"{measure.operations} operations with {measure.madds:,.0f} weights"
+    return f"{measure.operations:g} operations with {measure.madds:,.0f} weights"
 
 
 def _require_representable(rewrite: dict[Call, Expression], parts: list[Apply]) -> None:
@@ -226,8 +226,16 @@ def _require_representable(rewrite: dict[Call, Expression], parts: list[Apply]) 
             dtype = shapes[0].dtype if shapes[0] is not None else None
             require(dtype is not None, "the dtype of its input is not known; pass example_inputs")
             require(bool(torch.isfinite(tensor).all()), "a weight or a statistic is not finite")
-            finite = bool(torch.isfinite(tensor.to(dtype)).all())
-            require(finite, f"a folded weight overflows {str(dtype).removeprefix('torch.')}")
+            assert dtype is not None
+            name = str(dtype).removeprefix("torch.")
+            cast = tensor.to(dtype)
+            require(bool(torch.isfinite(cast).all()), f"a folded weight overflows {name}")
+            if tensor.is_floating_point() and tensor.ndim > 1:
+                # Rounding alone leaves each row half a unit of its length off, at most.
+                rows = tensor.double().flatten(1)
+                lost = (cast.double().flatten(1) - rows).square().sum(1)
+                fine = lost <= torch.finfo(dtype).eps ** 2 * rows.square().sum(1)
+                require(bool(fine.all()), f"a folded weight underflows {name}")
 
 
 def _holders(calls: set[Call]) -> list[Call]:

@@ -49,7 +49,7 @@ def writes(node: fx.Node) -> bool:
 def out_of_place(node: fx.Node) -> tuple[Any, dict[str, Any]]:
     """Target and options of a call that computes the same without writing."""
     options = {name: name != "inplace" and option for name, option in node.kwargs.items()}
-    if node.op == "call_module" or not writes(node):
+    if node.op in ("call_module", "get_attr") or not writes(node):
         return node.target, dict(node.kwargs)
     if isinstance(node.target, str):
         return node.target.removesuffix("_"), options

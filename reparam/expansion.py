@@ -46,7 +46,8 @@ def expanded_terms(
     (source,) = call.inputs
     known = None if source.shape is None else source.shape.channels(getattr(value, "n", None) or 0)
     wide = next((t.map.in_channels for t in terms if isinstance(t.map, Conv)), known)
-    inner = as_convolution(value, wide)
+    held = (t.map.weight.device for t in terms if isinstance(t.map, Conv))
+    inner = as_convolution(value, wide, next(held, None))
     skip = diagonal(call) or isinstance(value, Pad | Slice | AvgPool)
     new: list[tuple[Call, Term]] = []
     for term in terms:
@@ -102,6 +103,6 @@ def _require_affordable(outer: Conv, inner: Conv, limit: float | None) -> None:
     require(together <= max(apart, limit or 0), dearer(apart, together))
 
 
-def dearer(before: float, after: float) -> str:
+def dearer(before: float, after: float, each: str = "pixel") -> str:
     """The reason why a merge that costs more is not made."""
-    return f"merged, it takes more multiply-adds per pixel: {after:,.0f} instead of {before:,.0f}"
+    return f"merged, it takes more multiply-adds per {each}: {after:,.0f} instead of {before:,.0f}"

@@ -17,7 +17,9 @@ def compose_flattened(linear: Conv, conv: Conv, sizes: tuple[int, ...]) -> Conv:
     Raises:
         Declined: if the linear layer does not read all that the convolution makes.
     """
-    image = torch.zeros(1, conv.in_channels, *sizes, dtype=conv.weight.dtype)
+    image = torch.zeros(
+        1, conv.in_channels, *sizes, dtype=conv.weight.dtype, device=conv.weight.device
+    )
     # At zero the convolution is its shift; what is left of it is linear, and reverse-mode
     # differentiation applies the transpose of that to the rows of the linear layer.
     shift, transpose = torch.func.vjp(conv, image)[:2]

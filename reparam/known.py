@@ -96,10 +96,14 @@ def kind(target: Any) -> str | None:
     return KINDS.get(name(target) or "")
 
 
-def pooled_axes(target: Any) -> int:
-    """How many axes, the last ones, a pool of torch's runs over: its name says so."""
+def pooled_axes(target: Any, rank: int) -> int:
+    """How many axes, the last ones, a pool or a resizing of torch's runs over.
+
+    The names of pools say so; a resizing runs over all behind the channels.
+    """
     called = type(target).__name__ if isinstance(target, nn.Module) else name(target) or ""
-    return int(called.lower().removesuffix("d")[-1])
+    number = called.lower().removesuffix("d")[-1]
+    return int(number) if number.isdigit() else rank - 2
 
 
 def homogeneous(target: Any) -> bool:

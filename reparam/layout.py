@@ -56,10 +56,11 @@ class Track:
             Declined: if it can't be followed.
         """
         layout = call.value
+        pool = isinstance(layout, Layout) and layout.kind == "pool"
+        if isinstance(layout, Opaque) and (pool or known.kind(layout.target) == "max_pool"):
+            for axis in range(-known.pooled_axes(layout.target, len(self.axes)), 0):
+                self._require_free(axis)
         if not isinstance(layout, Layout):
-            if isinstance(layout, Opaque) and known.kind(layout.target) == "max_pool":
-                for axis in range(-known.pooled_axes(layout.target), 0):
-                    self._require_free(axis)
             return self._pooled(call)  # it acts on each channel by itself, in its place
         match layout.kind:
             case "permute":
@@ -154,10 +155,10 @@ def carries(call: Call, scale: Conv) -> bool:
     """
     value = call.value
     if isinstance(value, Opaque) and not isinstance(value, Layout):
-        alone = call.shape is not None and all(
-            isinstance(x.value, Constant) for x in call.inputs[1:]
-        )
-        positive = alone and bool((scale.weight > 0).all())
+        others = [x for x in call.inputs[1:] if not isinstance(x.value, Constant)]
+        if others or call.shape is None or scale.weight.is_meta:
+            return False
+        positive = bool((scale.weight > 0).all())
         still = scale.bias is None or not bool(scale.bias.any())
         maximum = known.kind(value.target) == "max_pool"
         return positive and (maximum or (still and known.homogeneous(value.target)))

@@ -67,7 +67,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 def _number(content: Any) -> float | None:
     """A plain number, or the only element of a tensor without axes."""
     if isinstance(content, Tensor):
-        return float(content) if content.ndim == 0 and content.is_floating_point() else None
+        number = content.ndim == 0 and content.is_floating_point()
+        return float(content.detach()) if number else None
     return float(content) if type(content) in (int, float) else None
 
 
@@ -119,8 +120,10 @@ def _mul(context: Context, a: dict[str, Any]) -> Lifted | None:
         if n is not None:
             return affine(_spread(context, x, content, n), None, n), (x,)
         vector = isinstance(content, Tensor) and sum(size > 1 for size in content.shape) == 1
-        if vector and content.is_floating_point() and context.facts(x) is None:
-            raise Declined("it may be a scale per channel, but the axes of its input are not known")
+        if vector and content.is_floating_point() and not _is_size(context, x):
+            raise Declined(
+                "it may be a scale per channel, but the channels of its input are not known"
+            )
     return None
 
 

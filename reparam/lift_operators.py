@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.errors import Declined, require
+from reparam.functions import pad as continued
 from reparam.learned import CAT_NAMES
 from reparam.lift_functions import Context, Lifted, Rule
 from reparam.lift_layouts import integers, rank
@@ -94,12 +95,19 @@ def _pad(context: Context, a: dict[str, Any]) -> Lifted | None:
 
 
 def pad_with(x: Tensor, padding: Any, border: Tensor) -> Tensor:
-    """A tensor padded with a constant per channel: what assigning a border amounts to."""
-    raise NotImplementedError("it stands for the assignments until it is lifted")
+    """A tensor padded with a constant per channel: what assigning a border amounts to.
+
+    Args:
+        x: (batch, channels, height, width).
+        padding: before and after each of the last two axes.
+        border: as many numbers as there are channels, or one.
+    """
+    constant = border.flatten().expand(x.shape[-3])
+    return continued(x, padding, "zeros", constant)
 
 
 def _pad_with(context: Context, a: dict[str, Any]) -> Lifted:
-    border = context.constant(a["border"])
+    (border,) = _constants(context, a, "border")
     return Pad(a["padding"], border=border.detach().flatten()), (a["input"],)
 
 

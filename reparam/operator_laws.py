@@ -10,18 +10,19 @@ from math import prod
 import torch
 from torch import Tensor
 
-from reparam.algebra import batch_norm_affine, exact, span
+from reparam.algebra import add_biases, batch_norm_affine, exact, span
 from reparam.errors import require
-from reparam.operators import AvgPool, ConvTranspose, Pad, Slice
+from reparam.operators import AvgPool, ConvTranspose, Norm, Pad, Slice
 from reparam.values import BatchNorm, Conv, Value
 
 
-def as_convolution(value: Value, channels: int | None) -> Conv:
+def as_convolution(value: Value, channels: int | None, device: torch.device | None = None) -> Conv:
     """A linear map of one tensor as a convolution in float64.
 
     Args:
         value: a convolution, transposed or not, batch norm, padding, slice or average pooling.
         channels: of its input, where the value does not say.
+        device: of what it stands beside, likewise.
 
     Raises:
         Declined: if it is none at the border, or if the number of channels is not known.
@@ -37,24 +38,24 @@ def as_convolution(value: Value, channels: int | None) -> Conv:
     require(channels is not None, "the number of channels is not known")
     assert channels is not None
     if isinstance(value, Pad):
-        return _pad_convolution(value, channels)
+        return _pad_convolution(value, channels, device)
     if isinstance(value, Slice):
-        return _slice_convolution(value, channels)
+        return _slice_convolution(value, channels, device)
     assert isinstance(value, AvgPool), "nothing else is a convolution"
-    return _average_convolution(value, channels)
+    return _average_convolution(value, channels, device)
 
 
-def _pad_convolution(pad: Pad, channels: int) -> Conv:
+def _pad_convolution(pad: Pad, channels: int, device: torch.device | None) -> Conv:
     """The identity, padded."""
-    weight = torch.ones(channels, 1, *(1,) * pad.n, dtype=torch.float64)
+    weight = torch.ones(channels, 1, *(1,) * pad.n, dtype=torch.float64, device=device)
     border = None if pad.border is None else pad.border.double().expand(channels)
     mode, padding = pad.padding_mode, pad.padding
     return Conv(weight, None, (), padding, (), channels, mode, border)
 
 
-def _slice_convolution(rows: Slice, channels: int) -> Conv:
+def _slice_convolution(rows: Slice, channels: int, device: torch.device | None) -> Conv:
     """The identity, at some rows."""
-    weight = torch.ones(channels, 1, *(1,) * rows.n, dtype=torch.float64)
+    weight = torch.ones(channels, 1, *(1,) * rows.n, dtype=torch.float64, device=device)
     sides = tuple((-first, -last) for first, last in zip(rows.start, rows.cut, strict=True))
     return Conv(weight, None, rows.stride, sides, groups=channels)
 
@@ -82,10 +83,12 @@ def _require_even_average(pool: AvgPool) -> None:
     require(whole, "ceil_mode averages over fewer pixels where a window is partial")
 
 
-def _average_convolution(pool: AvgPool, channels: int) -> Conv:
+def _average_convolution(pool: AvgPool, channels: int, device: torch.device | None) -> Conv:
     """An average pooling as a depthwise convolution: one over the divisor at every tap."""
     taps = (channels, 1, *pool.kernel)
-    weight = torch.ones(taps, dtype=torch.float64) / (pool.divisor or prod(pool.kernel))
+    weight = torch.ones(taps, dtype=torch.float64, device=device) / (
+        pool.divisor or prod(pool.kernel)
+    )
     sides = tuple((side, side) for side in pool.padding)
     return Conv(weight, None, pool.stride, sides, groups=channels)
 
@@ -114,3 +117,24 @@ def scale_transposed_input(conv: ConvTranspose, scale: Conv) -> ConvTranspose:
     columns = scale.weight.flatten().reshape(-1, 1, *(1,) * conv.n)
     bias: Tensor | None = None if conv.bias is None else conv.bias.double()
     return replace(conv, weight=conv.weight.double() * columns, bias=bias)
+
+
+def norm_axes(norm: Norm, rank: int | None) -> int | None:
+    """How many axes stand behind the channels of a norm over a tensor of so many axes."""
+    if norm.kind != "group":
+        return 0
+    return None if rank is None else rank - 2
+
+
+def scale_norm(scale: Conv, norm: Norm) -> Norm:
+    """A scale and shift per channel of what a norm makes, as a norm.
+
+    Raises:
+        Declined: if it shifts an RMS norm, which has no bias.
+    """
+    s = scale.weight.flatten()
+    weight = s if norm.weight is None else s * norm.weight.double()
+    bias = None if norm.bias is None else s * norm.bias.double()
+    bias = add_biases(bias, scale.bias)
+    require(bias is None or norm.kind != "rms", "an RMS norm has no bias to take a shift in")
+    return replace(norm, weight=weight, bias=bias)

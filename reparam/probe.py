@@ -6,7 +6,7 @@ call of the same sizes.
 """
 
 from collections.abc import Callable, Iterator
-from math import prod
+from math import isqrt, prod
 from typing import Any, cast
 
 import torch
@@ -19,8 +19,11 @@ from reparam.facts import Facts, TensorFacts
 from reparam.sizes import Size, Symbol, SymbolTable
 from reparam.values import Opaque
 
-PRIMES = ((211, 223, 227, 229, 233, 239), (307, 311, 313, 317, 331, 337))
-"""Sizes for up to six symbols, twice: larger than most kernels, and small enough to multiply."""
+PRIMES = ((211, 223, 227, 229, 233, 239), (337, 331, 317, 313, 311, 307))
+"""Sizes for up to six symbols, twice: larger than most kernels, and small enough to multiply.
+
+They rise and they fall, so that the smaller of two is not always the same one.
+"""
 
 SMALL = (2, 3, 5, 7, 11, 13)
 """Sizes that bounds do not cut to what they allow; a kernel may not fit into them."""
@@ -61,27 +64,43 @@ def probe(
         except Exception:  # whatever it is, nothing is known of the result
             return None
 
-    first, second, small = (run(numbers) for numbers in (*PRIMES, SMALL))
-    tensors_of = [found(result, Tensor) for result in (first, second, small)]
-    if [t.ndim for t in tensors_of[0]] != [t.ndim for t in tensors_of[1]]:
+    # A bound cuts what is larger than it.
+    bounds = [abs(number) for number in found((args, kwargs), int)]
+    large = primes_above(max(bounds, default=0), len(free))
+    first, second, big, small = (run(numbers) for numbers in (*PRIMES, large, SMALL))
+    made = [found(result, Tensor) for result in (first, second, big)]
+    ranks = [[tensor.ndim for tensor in tensors] for tensors in made]
+    if ranks[0] != ranks[1] or ranks[0] != ranks[2]:
         return None
-    if len(tensors_of[2]) != len(tensors_of[0]):
-        tensors_of[2] = []  # too small for it
+    tiny = found(small, Tensor)
+    others = [(large, made[2]), (SMALL, tiny if len(tiny) == len(made[0]) else None)]
     name = target if isinstance(target, str) else repr(target)
     call = (name, repr(mapped((args, kwargs), fx.Node, facts)))
     certain = all(tensor.dtype is not None for tensor in tensors)
     described: list[TensorFacts] = []
-    for index, pair in enumerate(zip(*tensors_of[:2], strict=True)):
-        tiny = tensors_of[2][index].shape if tensors_of[2] else None
+    for index, pair in enumerate(zip(*made[:2], strict=True)):
         axes: list[Size] = []
         for axis, sizes in enumerate(zip(*(tensor.shape for tensor in pair), strict=True)):
             size = _monomial(sizes, free)
-            if size is not None and tiny is not None and _at(size, free, SMALL) != tiny[axis]:
-                size = None  # a bound cut it
+            for numbers, results in others:  # too small for a kernel is no evidence
+                if size is not None and results is not None:
+                    same = _at(size, free, numbers) == results[index].shape[axis]
+                    size = size if same else None
             axes.append(size or symbols.derived((*call, index, axis)))
         dtype = pair[0].dtype if certain or not pair[0].is_floating_point() else None
         described.append(TensorFacts(tuple(axes), True, dtype))
     return _arranged(first, iter(described))
+
+
+def primes_above(least: int, count: int) -> tuple[int, ...]:
+    """So many primes above a number and all of `PRIMES`, the largest first."""
+    primes: list[int] = []
+    number = max(least, *PRIMES[0], *PRIMES[1])
+    while len(primes) < count:
+        number += 1
+        if all(number % divisor for divisor in range(2, isqrt(number) + 1)):
+            primes.insert(0, number)
+    return tuple(primes)
 
 
 def _at(size: Size, free: list[Symbol], numbers: tuple[int, ...]) -> int:

@@ -20,6 +20,9 @@ SIZES = ((1, 1), (2, 3), (5, 4), (9, 8))
 """Images on which assignments are tried out."""
 
 
+LARGEST = 32
+"""Beyond it, an index is not tried out."""
+
 Attribute = Callable[[str], Any]
 
 
@@ -51,12 +54,15 @@ def _rebind_border(graph: fx.Graph, padded: fx.Node, attribute: Attribute) -> No
     sides, constant = integers(padded.args[1]), writes[0].args[2]
     if sides is None or len(sides) != 4 or (readers and min(readers) < max(writes)):
         return
-    axes = _per_channel(constant, attribute)
-    if axes is None or any(node.args[2] is not constant for node in writes):
+    shape = _per_channel(constant, attribute)
+    if shape is None or any(node.args[2] is not constant for node in writes):
         return
     largest = max(map(abs, (*sides, *found([node.args[1] for node in writes], int))))
-    sizes = (*SIZES, (largest + 1, largest + 2))
-    if not all(_fills_border(padded, sides, writes, size, axes) for size in sizes):
+    if largest > LARGEST:
+        return
+    # More images, channels, rows and columns than any index counts up to.
+    sizes = [(largest + 1, largest + 2, *size) for size in (*SIZES, (largest + 1, largest + 2))]
+    if not all(_fills_border(padded, sides, writes, size, shape) for size in sizes):
         return
     pairs = ((sides[2], sides[3]), (sides[0], sides[1]))
     with graph.inserting_after(max(writes)):
@@ -73,8 +79,8 @@ def _assigns(user: fx.Node, padded: fx.Node) -> bool:
     return known.name(user.target) == "setitem" and user.args[0] is padded
 
 
-def _per_channel(constant: Any, attribute: Attribute) -> int | None:
-    """The number of axes of what is assigned, if that is a number for each channel.
+def _per_channel(constant: Any, attribute: Attribute) -> tuple[int, ...] | None:
+    """The shape of what is assigned, if that is a number for each channel, or one for all.
 
     None if it is anything else, or not computed from parameters alone.
     """
@@ -84,7 +90,7 @@ def _per_channel(constant: Any, attribute: Attribute) -> int | None:
         return None
     if not isinstance(content, Tensor) or content.ndim not in (3, 4):
         return None
-    return content.ndim if content.numel() == content.shape[-3] else None
+    return tuple(content.shape) if content.numel() == content.shape[-3] else None
 
 
 def _evaluated(node: Any, attribute: Attribute) -> Any:
@@ -100,8 +106,8 @@ def _fills_border(
     padded: fx.Node,
     sides: tuple[int, ...],
     writes: list[fx.Node],
-    size: tuple[int, int],
-    axes: int,
+    size: tuple[int, int, int, int],
+    shape: tuple[int, ...],
 ) -> bool:
     """Whether, for images of a size, just the border is written, and all of it.
 
@@ -109,17 +115,18 @@ def _fills_border(
         padded: the padding.
         sides: by how much it pads.
         writes: the assignments.
-        size: height and width.
-        axes: how many the constant has, which is a number for each channel.
+        size: (batch, channels, height, width).
+        shape: of the constant in the model: (channels, 1, 1), or with one axis more.
     """
-    images = torch.zeros(2, 3, *size)  # so that a number per image is none per channel
-    numbers = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
+    images = torch.zeros(size)
+    channels = 1 if shape[-3] == 1 else size[1]
+    numbers = torch.arange(1.0, channels + 1).reshape(-1, 1, 1)
     target: Any = padded.target
     try:
         result: Tensor = target(images, *padded.args[1:], **padded.kwargs)
         for node in writes:
             index: Any = node.args[1]
-            result[index] = numbers.reshape(numbers.shape[4 - axes :])
+            result[index] = numbers[None] if len(shape) == 4 else numbers
     except (TypeError, RuntimeError, IndexError):
         return False
     return torch.equal(result, F.pad(images - numbers, sides) + numbers)

@@ -1,14 +1,16 @@
 """What a compile did and did not do, as plain data that travels with the result."""
 
+import itertools
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import fx, nn
 
 from reparam.errors import ReparamError
@@ -107,6 +109,8 @@ class Report:
         """The tables, for rich."""
         yield self.operator_table()
         yield f"{self._verified()}; {len(self.applied)} rewrites, {len(self.missed)} declined."
+        if self.applied:
+            yield fused_table(self.applied)
         if self.missed:
             yield self.missed_table()
         for remark in self.analysis:
@@ -191,3 +195,23 @@ def _rebuilt(data: dict[str, Any]) -> Report:
     )
     before, after = Counts(**data["before"]), Counts(**data["after"])
     return Report(applied, missed, analysis, before, after, Verification(**data["verification"]))
+
+
+def fused_table(applied: Sequence[Remark]) -> Table:
+    """What was done, by pass; what was done alike in several blocks, once."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for remark in applied:
+        alike.setdefault((remark.rule, _pattern(remark.message)), []).append(remark.message)
+    table = Table("pass", Column("what", overflow="fold"), title="Fused")
+    table.add_column("times", justify="right")
+    for rule, group in itertools.groupby(sorted(alike.items()), lambda item: item[0][0]):
+        for (_, pattern), messages in group:
+            what = pattern if len(messages) > 1 else messages[0]
+            table.add_row(rule, what, str(len(messages)))
+        table.add_section()
+    return table
+
+
+def _pattern(message: str) -> str:
+    """A message without the numbers in dotted names: `stages.*.blocks.*.conv`, `blocks.*.mul_*`."""
+    return re.sub(r"(?<=\.)\d+\b|\b\d+(?=\.)|(?<=_)\d+\b", "*", message)

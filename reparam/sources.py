@@ -141,7 +141,8 @@ def _build_timm(name: str, checkpoint: Path | None) -> nn.Module:
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "timm", "timm") from error
     except Exception as error:
-        raise SourceError(f"timm can't be imported: {_sentence(error)}") from error
+        hint = "; is torchvision the build for this torch?" if "torchvision" in str(error) else ""
+        raise SourceError(f"timm can't be imported: {_sentence(error)}{hint}") from error
     if not timm.is_model(name):
         raise SourceError(f"timm has no model {name!r}{_suggestion(name, timm.list_models())}")
     model = _call(functools.partial(timm.create_model, name, pretrained=False), f"timm:{name}")

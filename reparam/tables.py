@@ -1,28 +1,11 @@
 """The tables that the command line shows beside the report's own."""
 
-import itertools
-import re
 from collections.abc import Sequence
 
 from rich.table import Column, Table
 
 from reparam.export import OnnxExport
 from reparam.report import Remark
-
-
-def fused_table(applied: Sequence[Remark]) -> Table:
-    """What was done, by pass; what was done alike in several blocks, once."""
-    alike: dict[tuple[str, str], list[str]] = {}
-    for remark in applied:
-        alike.setdefault((remark.rule, _pattern(remark.message)), []).append(remark.message)
-    table = Table("pass", Column("what", overflow="fold"), title="Fused")
-    table.add_column("times", justify="right")
-    for rule, group in itertools.groupby(sorted(alike.items()), lambda item: item[0][0]):
-        for (_, pattern), messages in group:
-            what = pattern if len(messages) > 1 else messages[0]
-            table.add_row(rule, what, str(len(messages)))
-        table.add_section()
-    return table
 
 
 def not_fused_table(missed: Sequence[Remark]) -> Table:
@@ -58,8 +41,3 @@ def onnx_table(exported: OnnxExport) -> Table:
     for remark in exported.remarks:
         table.add_row("remark", remark)
     return table
-
-
-def _pattern(message: str) -> str:
-    """A message without the numbers in dotted names: `stages.*.blocks.*.conv`, `blocks.*.mul_*`."""
-    return re.sub(r"(?<=\.)\d+\b|\b\d+(?=\.)|(?<=_)\d+\b", "*", message)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.errors import VerificationError
 
@@ -95,7 +96,8 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
     """
     args, kwargs = split_inputs(example_inputs)
     with torch.no_grad():
-        expected = _floats(model(*_clone(args), **_clone(kwargs)))
+        # A forward may write to its model, and the model is the user's.
+        expected = _floats(copy.deepcopy(model)(*_clone(args), **_clone(kwargs)))
         found = _floats(fused(*_clone(args), **_clone(kwargs)))
     if [(t.shape, t.dtype) for t in expected] != [(t.shape, t.dtype) for t in found]:
         raise VerificationError(
@@ -108,8 +110,23 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
 def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     """The floating-point outputs, one after the other, of a copy of the model in float64."""
     args, kwargs = split_inputs(example_inputs)
-    with torch.no_grad():
-        return _floats(copy.deepcopy(model).double()(*_double(args), **_double(kwargs)))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # of what integers become
+    try:
+        with torch.no_grad(), _InFloat64():
+            return _floats(copy.deepcopy(model).double()(*_double(args), **_double(kwargs)))
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _InFloat64(TorchDispatchMode):
+    """Casts to float64 whatever a forward casts to a floating-point dtype that it names."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        if isinstance(options.get("dtype"), torch.dtype) and options["dtype"].is_floating_point:
+            options["dtype"] = torch.float64
+        return func(*args, **options)
 
 
 def compare_outputs(

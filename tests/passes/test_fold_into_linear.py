@@ -71,7 +71,7 @@ def test_convolution(data: st.DataObject) -> None:
         assert [type(m) for m in fused.children()] == [POOLS[n], nn.Linear]
     else:
         assert [remark.message for remark in report.missed] == [
-            f"merged, it takes more multiply-adds per pixel: {after:,.0f} instead of {before:,.0f}"
+            f"merged, it takes more multiply-adds per image: {after:,.0f} instead of {before:,.0f}"
         ]
 
 
@@ -186,7 +186,7 @@ def test_linear_layer_that_would_grow() -> None:
     """The convolution halves the image, and its channels."""
     model = head(nn.Conv2d(6, 3, 2, 2), 9, (4, 4))
     assert reasons(fold_into_linear, model, IMAGES, given=True) == [
-        "merged, it takes more multiply-adds per pixel: 864 instead of 396"
+        "merged, it takes more multiply-adds per image: 864 instead of 396"
     ]
 
 

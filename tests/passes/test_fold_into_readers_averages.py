@@ -102,28 +102,38 @@ def test_linear_layer_over_all_features(layout: object, reason: str | None, give
     assert operators(fused)["BatchNorm2d"] == (reason is not None)
 
 
+STRIDED = "a shift is not constant over space behind a transposed convolution"
+
+
 def transposed_reader(**options: int) -> Net:
     def forward(m: Net, x: Tensor) -> Tensor:
         y = m.norm(m.conv(x))
         return m.up(y).sum((2, 3)) + m.after(y).sum((2, 3))
 
-    model = between(lambda m, y: y, up=nn.ConvTranspose2d(6, 5, 3, **options))
+    settings = {"kernel_size": 3} | options
+    model = between(lambda m, y: y, up=nn.ConvTranspose2d(6, 5, **settings))
     model.function = forward
     return model
 
 
 @pytest.mark.parametrize(
-    "options", [{"stride": 2}, {"stride": 2, "padding": 1, "output_padding": 1}, {"dilation": 2}]
+    ("options", "reason"),
+    [
+        ({"stride": 2}, STRIDED),
+        ({"stride": 2, "padding": 1, "output_padding": 1}, STRIDED),
+        ({"dilation": 2}, "its shift meets zero padding"),
+        ({"kernel_size": 1}, None),
+    ],
 )
-def test_transposed_convolution_among_the_readers(options: dict[str, int]) -> None:
-    """It takes in a scale; what a shift adds would differ at the border."""
+def test_transposed_convolution_among_the_readers(
+    options: dict[str, int], reason: str | None
+) -> None:
+    """It takes in a scale; what a shift adds would differ at the border, if there is any."""
     assert passed(with_scale(transposed_reader(**options), -GAMMA, shift=False))
     model = with_scale(transposed_reader(**options))
     _, report = settled(fold_into_readers, model, IMAGES)
-    assert report.applied == ()
-    assert [remark.message for remark in report.missed] == [
-        "a shift is not constant over space behind a transposed convolution"
-    ]
+    assert (report.applied == ()) == (reason is not None)
+    assert [remark.message for remark in report.missed] == ([reason] if reason else [])
 
 
 @pytest.mark.parametrize("columns", [6, 3])

@@ -243,3 +243,36 @@ def test_second_compile_changes_nothing() -> None:
     again = reparam.compile(fused, X, passes=passes.DEFAULT)
     assert reparam.report(again).applied == ()
     assert same_state(again.state_dict(), fused.state_dict())
+
+
+def test_constant_beside_an_argument_whose_name_ends_in_a_number() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, scale: float, scale_2: Tensor) -> Tensor:
+            return x * scale + scale_2
+
+    model = Scaled().eval()
+    fused = reparam.compile(model, constants={"scale": 2.0})
+    assert_same(model(X, 2.0, X + 1), fused(X, X + 1))
+
+
+def test_constant_that_is_no_plain_value() -> None:
+    class Nested(nn.Module):
+        def forward(self, x: Tensor, options: dict[str, Tensor]) -> Tensor:
+            return x * options["scale"]
+
+    with pytest.raises(reparam.CaptureError, match="'options' is a dict, neither a tensor nor"):
+        reparam.compile(Nested().eval(), constants={"options": {"scale": X}})
+
+
+def test_constant_of_a_name_that_the_model_has() -> None:
+    class Owner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._constant_mask = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return x * mask + self._constant_mask
+
+    model, mask = Owner().eval(), torch.tensor(2.0, dtype=torch.float64)
+    with torch.no_grad():
+        assert_same(model(X, mask), reparam.compile(model, constants={"mask": mask})(X))

@@ -126,3 +126,18 @@ def test_float64_alone_is_compared() -> None:
     report = reparam.report(reparam.compile(model))
     assert report.verification.checked == 1
     assert report.verification.largest_error <= EXACT
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU, nn.Hardswish])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_module_that_works_in_place_does_not_change_what_is_drawn(
+    activation: Callable[..., nn.Module], inplace: bool
+) -> None:
+    @reparam.rewrite
+    def drop_activation(call: Call) -> reparam.Replace | None:
+        return reparam.Replace(call.inputs[0]) if isinstance(call.value, Opaque) else None
+
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), activation(inplace=inplace), nn.Conv2d(2, 2, 1))
+    report = reparam.report(reparam.compile(model.eval(), passes=(drop_activation,)))
+    assert report.applied == ()
+    assert any("differs by" in remark.message for remark in report.missed)

@@ -1,7 +1,9 @@
 """Whatever network is drawn: compiled, it computes the same, and says what it left."""
 
 import copy
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from torch import nn
@@ -14,6 +16,12 @@ from tests.fused import same_state, storages
 from tests.strategies import images, modules
 
 EXAMPLES = settings(max_examples=60)
+
+
+@pytest.mark.parametrize("model", [None, 3, nn.Conv2d, torch.relu])
+def test_what_is_no_module_is_an_error(model: Any) -> None:
+    with pytest.raises(reparam.CaptureError, match=r"compile takes a torch.nn.Module, not"):
+        reparam.compile(model)
 
 
 @EXAMPLES

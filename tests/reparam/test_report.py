@@ -56,7 +56,15 @@ def test_remarks(fused: nn.Module) -> None:
 
 def test_text_has_the_tables_and_the_verdict(fused: nn.Module) -> None:
     text = str(reparam.report(fused))
-    for part in ("Operators", "Declined", "1 rewrites checked", "whole model: equivalent", "kept"):
+    for part in (
+        "Operators",
+        "Fused",
+        "norm into conv",
+        "Declined",
+        "1 rewrites checked",
+        "whole model: equivalent",
+        "kept",
+    ):
         assert part in text
 
 

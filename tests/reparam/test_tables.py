@@ -1,7 +1,7 @@
 """The tables of the command line say each thing once, and every place where it matters."""
 
-from reparam.report import Remark
-from reparam.tables import fused_table, not_fused_table
+from reparam.report import Remark, fused_table
+from reparam.tables import not_fused_table
 
 
 def test_what_is_done_alike_in_several_blocks_is_one_row() -> None:

@@ -1,0 +1,195 @@
+"""Models that once compiled to something else, or not at all: each computes the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reparam
+from reparam.verify import EXACT, relative_difference
+from tests.passes.alone import Net
+from tests.randomised import randomised
+from tests.strategies import drawn
+
+pytestmark = pytest.mark.usefixtures("without_annotation_checks")
+
+IMAGE = drawn(0, 2, 4, 6, 7)
+
+
+def same(model: nn.Module, fused: nn.Module, *inputs: Tensor) -> None:
+    with torch.no_grad():
+        expected, found = model(*inputs), fused(*inputs)
+    assert expected.shape == found.shape
+    assert relative_difference(expected, found) <= EXACT
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("size", [(9, 5), (5, 9)])
+def test_the_smaller_of_two_sizes(given: bool, size: tuple[int, int]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(x)[:, :, :, : x.shape[2]]
+        return y.flatten(2).reshape(y.shape[0], 4, y.shape[3], y.shape[2])
+
+    model = randomised(Net(forward, norm=nn.BatchNorm2d(4)), IMAGE.float()).double()
+    fused = reparam.compile(model, IMAGE if given else None)
+    same(model, fused, drawn(1, 1, 4, *size))
+
+
+@pytest.mark.parametrize("tokens", [5, 600])
+def test_as_many_tokens_as_a_table_has(tokens: int) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(x[:, :512])
+        return m.linear(y).sum(1) / y.size(1)
+
+    model = Net(forward, norm=nn.LayerNorm(8), linear=nn.Linear(8, 8)).double().eval()
+    fused = reparam.compile(model, drawn(0, 2, 5, 8))
+    same(model, fused, drawn(1, 1, tokens, 8))
+
+
+@pytest.mark.parametrize("part", [(slice(None, 2),), (slice(None), slice(None, 3))])
+def test_a_border_of_some_images_or_channels(part: tuple[slice, ...]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.pad(m.conv(x), (1, 1, 1, 1))
+        border = m.border.view(1, -1, 1, 1)
+        whole = (*part, *(slice(None),) * (2 - len(part)))
+        y[(*whole, slice(None, 1))] = border
+        y[(*whole, slice(-1, None))] = border
+        y[(*whole, slice(None), slice(None, 1))] = border
+        y[(*whole, slice(None), slice(-1, None))] = border
+        return m.after(y)
+
+    border = torch.ones(8 if len(part) == 1 else 1)
+    model = Net(forward, conv=nn.Conv2d(4, 8, 1), after=nn.Conv2d(8, 4, 3), border=border)
+    model = randomised(model, IMAGE.float()).double()
+    same(model, reparam.compile(model), drawn(1, 3, 4, 6, 6))
+
+
+def test_a_border_that_is_written_to_once_more() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.pad(m.conv(x), (1, 1, 1, 1))
+        border = m.border.view(1, -1, 1, 1)
+        y[:, :, :1] = border
+        y[:, :, -1:] = border
+        y[..., :1] = border
+        y[..., -1:] = border
+        y.mul_(2)
+        return m.after(y)
+
+    model = Net(forward, conv=nn.Conv2d(4, 8, 1), after=nn.Conv2d(8, 4, 3), border=torch.ones(8))
+    model = randomised(model, IMAGE.float()).double()
+    same(model, reparam.compile(model), drawn(1, 3, 4, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lambda m: torch.round(m.weight / 0.1) * 0.1,
+        lambda m: m.weight[(m.index * 10).long()],
+        lambda m: m.weight * (m.index == 0.1).view(-1, 1, 1, 1),
+    ],
+    ids=["rounded", "indexed", "compared"],
+)
+def test_weights_that_jump(weight: Callable[[Any], Tensor]) -> None:
+    """0.1 is another number in float64, and 0.7 * 10 is less than 7 there."""
+    steps = torch.arange(-8, 8).repeat(9)[:144].reshape(6, 4, 6, 1)[:, :, :1] * 0.1 + 0.05
+    index = torch.tensor([0.29, 0.3, 0.57, 0.1, 0.1, 0.2])
+    model = Net(lambda m, x: F.conv2d(x, weight(m)), weight=steps, index=index).eval()
+    x = IMAGE.float()
+    fused = reparam.compile(model)
+    with torch.no_grad():
+        assert torch.equal(model(x), fused(x))
+
+
+def test_resizing_over_channels_is_no_average_of_each() -> None:
+    model = Net(
+        lambda m, x: m.linear(F.interpolate(m.norm(x), scale_factor=1.2)),
+        norm=nn.LayerNorm(4),
+        linear=nn.Linear(4, 5),
+    )
+    x = drawn(0, 2, 7, 4)
+    model = randomised(model, x.float()).double()
+    same(model, reparam.compile(model, x, verify=False), x)
+
+
+class Casting(nn.Module):
+    """Casts to a dtype that it names, which a copy in float64 must not heed."""
+
+    def __init__(self, cast: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.cast, self.conv, self.norm = cast, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.cast(x))).relu()
+
+
+@pytest.mark.parametrize(
+    ("cast", "x"),
+    [
+        (lambda x: x.float(), IMAGE.float()),
+        (lambda x: x.to(torch.float32), IMAGE.float()),
+        (lambda x: x.softmax(1, dtype=torch.float32), IMAGE.float()),
+        (lambda x: x / 255, torch.randint(0, 255, (2, 4, 6, 7), dtype=torch.uint8)),
+    ],
+    ids=["float", "to", "softmax", "integers"],
+)
+def test_a_model_that_names_a_dtype_is_verified(cast: Any, x: Tensor) -> None:
+    fused = reparam.compile(Casting(cast).eval(), x)
+    assert "equivalent" in str(reparam.report(fused).verification.whole_model)
+
+
+def test_hooks_that_take_keywords() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)).double().eval()
+    model.register_forward_hook(lambda m, args, kwargs, y: y + 1, with_kwargs=True)
+    same(model, reparam.compile(model, IMAGE), IMAGE)
+
+
+def test_a_tensor_as_default() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 3, 1).double()
+
+        def forward(self, x: Tensor, mask: Tensor = torch.full((3, 1, 1), 2.0)) -> Tensor:  # noqa: B008
+            return self.conv(x) * mask
+
+    model = Masked().eval()
+    same(model, reparam.compile(model, IMAGE), IMAGE)
+    mask = drawn(1, 3, 1, 1)
+    same(model, reparam.compile(model, (IMAGE, mask)), IMAGE, mask)
+
+
+def test_verification_leaves_the_model_alone() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.get_buffer("calls").add_(1)
+            return x
+
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), Counting()).eval()
+    reparam.compile(model, IMAGE.float())
+    assert model[1].get_buffer("calls") == 0
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e-6])
+def test_a_folded_weight_that_float16_has_no_digits_for(scale: float) -> None:
+    model = Net(
+        lambda m, x: m.linear(x) * m.scale,
+        linear=nn.Linear(64, 64, bias=False),
+        scale=torch.full((64,), scale),
+    )
+    report = reparam.report(reparam.compile(model.half().eval()))
+    reasons = {remark.message for remark in report.missed}
+    assert (report.applied == ()) == (scale < 1e-4)
+    assert ("a folded weight underflows float16" in reasons) == (scale < 1e-4)
+
+
+def test_a_parameter_whose_name_ends_like_that_of_a_write() -> None:
+    model = Net(lambda m, x: x * m.scale_ + m.scale, scale_=torch.ones(7), scale=torch.zeros(7))
+    model = model.double().eval()
+    same(model, reparam.compile(model), IMAGE)
