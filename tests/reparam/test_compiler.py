@@ -18,6 +18,7 @@ from tests.strategies import images, modules
 EXAMPLES = settings(max_examples=60)
 
 
+@pytest.mark.usefixtures("without_annotation_checks")
 @pytest.mark.parametrize("model", [None, 3, nn.Conv2d, torch.relu])
 def test_what_is_no_module_is_an_error(model: Any) -> None:
     with pytest.raises(reparam.CaptureError, match=r"compile takes a torch.nn.Module, not"):
