@@ -147,6 +147,8 @@ def _weighted(context: Context, a: dict[str, Any], sign: float) -> Lifted | None
         return None
     weights = (1.0, sign * alpha)
     x, y = a["input"], a["other"]
+    if x is None or y is None:
+        return None
     contents = tuple(_operand(context, argument) for argument in (x, y))
     if contents == (None, None):
         sized = _is_size(context, x) or _is_size(context, y)

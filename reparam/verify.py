@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.errors import VerificationError
+from reparam.errors import VerificationError, first_line
 
 EXACT = 1e-9
 """Largest relative difference of two expressions that are equal, evaluated in float64."""
@@ -92,7 +92,8 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
         example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
 
     Raises:
-        VerificationError: if the outputs have different structures, shapes or dtypes.
+        VerificationError: if the outputs have different structures, shapes or dtypes, or if the
+            model does not run in float64.
     """
     args, kwargs = split_inputs(example_inputs)
     with torch.no_grad():
@@ -115,6 +116,11 @@ def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     try:
         with torch.no_grad(), _InFloat64():
             return _floats(copy.deepcopy(model).double()(*_double(args), **_double(kwargs)))
+    except Exception as error:
+        raise VerificationError(
+            f"the model itself does not run in float64, which results are held against: "
+            f"{first_line(error)}; compile it without example_inputs, or with verify=False"
+        ) from error
     finally:
         torch.set_default_dtype(before)
 

@@ -273,3 +273,9 @@ def test_unverified_on_request(small: str) -> None:
     code, stdout, _ = invoke("compile", small, "-o", "x.onnx", "--no-verify")
     assert code == 0
     assert "unverified" in stdout
+
+
+def test_python_m_reparam_is_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "reparam", "explain", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "Usage: reparam explain" in done.stdout

@@ -193,3 +193,19 @@ def test_a_parameter_whose_name_ends_like_that_of_a_write() -> None:
     model = Net(lambda m, x: x * m.scale_ + m.scale, scale_=torch.ones(7), scale=torch.zeros(7))
     model = model.double().eval()
     same(model, reparam.compile(model), IMAGE)
+
+
+def test_an_argument_that_is_none_and_added() -> None:
+    """The model fails, and so does the result; compiling it does not."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 3, 1).double()
+
+        def forward(self, x: Tensor, shift: Any = None) -> Tensor:
+            return self.conv(x) + shift
+
+    fused = reparam.compile(Shifted().eval())
+    with pytest.raises(TypeError):
+        fused(IMAGE)

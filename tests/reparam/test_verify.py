@@ -137,3 +137,11 @@ def test_the_model_and_its_inputs_are_left_alone() -> None:
 )
 def test_relative_difference(old: Tensor, new: Tensor, difference: float) -> None:
     assert relative_difference(old, new) == difference
+
+
+def test_a_model_that_does_not_run_in_float64_is_an_error() -> None:
+    """The bits of its weights are those of float32."""
+    model = Several(lambda x, y: x.view(torch.int32).float().view(3, 4) + y)
+    x, y = drawn(0, 3, 4).float(), drawn(1, 3, 4).float()
+    with pytest.raises(reparam.VerificationError, match="does not run in float64"):
+        reparam.verify(model, copy.deepcopy(model), (x, y))
