@@ -29,6 +29,10 @@ SMALL = (2, 3, 5, 7, 11, 13)
 """Sizes that bounds do not cut to what they allow; a kernel may not fit into them."""
 
 
+MOST_PIECES = 4096
+"""Of an axis that is longer, nobody wants to know all the pieces."""
+
+
 class _UnknownError(Exception):
     """Something that the result depends on is not known."""
 
@@ -67,6 +71,9 @@ def probe(
     # A bound cuts what is larger than it.
     bounds = [abs(number) for number in found((args, kwargs), int)]
     large = primes_above(max(bounds, default=0), len(free))
+    longest = max((_at(size, free, large) for t in tensors for size in t.axes), default=0)
+    if known.kind(target) in ("split", "unbind") and longest > MOST_PIECES:
+        return None
     first, second, big, small = (run(numbers) for numbers in (*PRIMES, large, SMALL))
     made = [found(result, Tensor) for result in (first, second, big)]
     ranks = [[tensor.ndim for tensor in tensors] for tensors in made]

@@ -209,3 +209,10 @@ def test_an_argument_that_is_none_and_added() -> None:
     fused = reparam.compile(Shifted().eval())
     with pytest.raises(TypeError):
         fused(IMAGE)
+
+
+def test_pieces_of_all_pixels() -> None:
+    """Sizes that are tried out must not make millions of pieces."""
+    model = Net(lambda m, x: m.linear(x.flatten(0, 1).split(2)[0]).relu(), linear=nn.Linear(8, 8))
+    model, x = model.double().eval(), drawn(0, 2, 5, 8)
+    same(model, reparam.compile(model, x), x)
