@@ -23,21 +23,20 @@ import torch
 from reparam import Call, Replace, require, rewrite
 from reparam.algebra import affine, exact
 from reparam.composition import compose
+from reparam.expansion import diagonal, multiple
 from reparam.graph import Apply, Expression, same_dtype
 from reparam.known import kind
 from reparam.layout import Track, rearrangements
 from reparam.operator_laws import as_convolution
-from reparam.region import diagonal
 from reparam.values import Conv, Layout, Opaque, Sum
 
 
 @rewrite
 def fold_after_layout(call: Call) -> Replace | None:
     """Fold what scales a rearranged tensor into the layer that it was rearranged from."""
-    multiple = isinstance(call.value, Sum) and len(call.value.coefficients) == 1
-    if not (multiple or diagonal(call)):
+    if not (multiple(call) or diagonal(call)):
         return None
-    product = call.inputs[0] if multiple and _is_product(call.inputs[0]) else None
+    product = call.inputs[0] if multiple(call) and _is_product(call.inputs[0]) else None
     chain, source = rearrangements((product or call).inputs[0])
     linear = source.value
     if not chain or not isinstance(linear, Conv) or diagonal(source):

@@ -20,10 +20,10 @@ import torch
 
 from reparam import Call, Replace, require, rewrite
 from reparam.algebra import affine
+from reparam.expansion import diagonal, multiple
 from reparam.graph import same_dtype
 from reparam.operator_laws import as_convolution, scale_transposed_output
 from reparam.operators import ConvTranspose
-from reparam.region import diagonal
 from reparam.values import Sum
 
 
@@ -31,8 +31,7 @@ from reparam.values import Sum
 def fold_transposed(call: Call) -> Replace | None:
     """Merge a batch norm, a scale or a multiple with the transposed convolution that it reads."""
     value = call.value
-    multiple = isinstance(value, Sum) and len(value.coefficients) == 1
-    if not (multiple or diagonal(call)):
+    if not (multiple(call) or diagonal(call)):
         return None
     (source,) = call.inputs
     conv = source.value

@@ -28,6 +28,11 @@ def diagonal(call: Call) -> bool:
     return scale or isinstance(call.value, BatchNorm)
 
 
+def multiple(call: Call) -> bool:
+    """Whether a call multiplies one tensor by a number."""
+    return isinstance(call.value, Sum) and len(call.value.coefficients) == 1
+
+
 def expanded_terms(
     call: Call, terms: tuple[Term, ...], limit: float | None
 ) -> list[tuple[Call, Term]]:
