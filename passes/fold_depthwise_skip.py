@@ -21,7 +21,8 @@ Source: Vasu et al., "FastViT", ICCV 2023, equations 1 to 3.
 """
 
 from reparam import Call, Replace, rewrite
-from reparam.region import Candidate, affine_call, merge
+from reparam.candidate import Candidate
+from reparam.region import affine_call, merge
 from reparam.values import Conv, Sum
 
 
@@ -48,4 +49,4 @@ def fold_depthwise_skip(call: Call) -> Replace | None:
     """Merge a sum of depthwise branches and skips of one input."""
     if not (isinstance(call.value, Sum) and len(call.inputs) > 1):
         return None
-    return merge(call, _through, _folded)
+    return merge(call, _through, _folded, convolving=True)

@@ -19,7 +19,8 @@ Source: Ding et al., "RepVGG", CVPR 2021, section 3.3.
 """
 
 from reparam import Call, Declined, Replace, rewrite
-from reparam.region import Candidate, affine_call, merge
+from reparam.candidate import Candidate
+from reparam.region import LONGEST, affine_call, merge
 from reparam.values import Conv, Layout, Sum
 
 
@@ -44,27 +45,22 @@ def fold_identity(call: Call) -> Replace | None:
     """Merge a sum of linear branches and skips of one input."""
     if not (isinstance(call.value, Sum) and len(call.inputs) > 1):
         return None
-    found = merge(call, _through, _folded)
-    if found is None:
-        obstacle = _obstacle(call)
+    found = merge(call, _through, _folded, convolving=True)
+    if found is None and (obstacle := _obstacle(call)) is not None:
         raise Declined(f"a branch has {obstacle.value.__name__} in it, not linear", obstacle.name)
     return found
 
 
-def _obstacle(call: Call) -> Call:
-    """The latest call on the branches of a sum that is not linear."""
-    pending = [call]
-    ends: set[Call] = set()
-    seen: set[Call] = set()
-    while pending:
-        found = pending.pop()
-        if found in seen:
-            continue
-        seen.add(found)
+def _obstacle(call: Call) -> Call | None:
+    """The latest call on the branches of a sum that is not linear, if it is anywhere near."""
+    pending = {call}
+    for _ in range(LONGEST):
+        found = max(pending)
+        pending.remove(found)
         if isinstance(found.value, Layout):
-            pending.append(found.inputs[0])  # the others are sizes
+            pending.add(found.inputs[0])  # the others are sizes
         elif affine_call(found):
-            pending.extend(found.inputs)
+            pending.update(found.inputs)
         else:
-            ends.add(found)
-    return max(ends)
+            return found
+    return None

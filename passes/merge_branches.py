@@ -20,7 +20,8 @@ Source: Ding et al., "RepVGG", CVPR 2021, section 3.3.
 """
 
 from reparam import Call, Replace, rewrite
-from reparam.region import Candidate, diagonal, merge
+from reparam.candidate import Candidate
+from reparam.region import diagonal, merge
 from reparam.values import Conv, Sum
 
 
@@ -42,4 +43,4 @@ def merge_branches(call: Call) -> Replace | None:
     """Merge the convolutions of one input that a sum adds up."""
     if not isinstance(call.value, Sum):
         return None
-    return merge(call, _through, _merged)
+    return merge(call, _through, _merged, convolving=True)

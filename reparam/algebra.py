@@ -43,13 +43,7 @@ def batch_norm_affine(norm: BatchNorm) -> Conv:
     n = norm.n
     require(n is not None, "whether its input has spatial axes is not known; pass example_inputs")
     assert n is not None
-    scale = torch.rsqrt(norm.variance.double() + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -scale * norm.mean.double()
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    return affine(scale, shift, n)
+    return affine(norm.exact_scale, norm.exact_shift, n)
 
 
 def input_columns(conv: Conv, start: int, count: int) -> Conv:
@@ -97,6 +91,8 @@ class Grid:
 
 def embed_kernel(conv: Conv, grid: Grid) -> Conv:
     """The same map with its kernel set into a larger or finer grid; the padding grows with it."""
+    if conv.kernel == grid.taps:
+        return replace(conv, padding=_grown_padding(conv, grid), dilation=grid.dilation)
     weight = conv.weight.new_zeros(*conv.weight.shape[:2], *grid.taps)
     axes = zip(grid.before, grid.dilation, conv.padding, conv.dilation, conv.kernel, strict=True)
     window = [
@@ -175,11 +171,18 @@ def add(a: Conv, b: Conv) -> Conv:
     border, mode = (a.border, a.padding_mode) if a.padded else (b.border, b.padding_mode)
     return replace(
         wide_a,
-        weight=wide_a.weight + wide_b.weight,
+        weight=_added(a.weight, wide_a.weight, b.weight, wide_b.weight),
         bias=add_biases(a.bias, b.bias),
         border=border,
         padding_mode=mode,
     )
+
+
+def _added(a: Tensor, wide_a: Tensor, b: Tensor, wide_b: Tensor) -> Tensor:
+    """The sum of two widened weights, in the memory of one that is a copy already."""
+    if wide_b is not b:
+        return wide_b.add_(wide_a)
+    return wide_a + wide_b if wide_a is a else wide_a.add_(wide_b)
 
 
 def stack_rows(convs: Sequence[Conv]) -> Conv:

@@ -38,24 +38,40 @@ def split_constants(
     return tensors, {name: value for name, value in constants.items() if name not in tensors}
 
 
-def tensor_defaults(model: nn.Module, given: Container[str]) -> dict[str, Tensor]:
+Parameters = Mapping[str, inspect.Parameter]
+
+
+def tensor_defaults(parameters: Parameters, given: Container[str]) -> dict[str, Tensor]:
     """The arguments of a forward that keep a tensor as their default."""
-    parameters = inspect.signature(model.forward).parameters.values()
     return {
-        p.name: p.default
-        for p in parameters
-        if isinstance(p.default, Tensor) and p.name not in given
+        name: p.default
+        for name, p in parameters.items()
+        if isinstance(p.default, Tensor) and name not in given
+    }
+
+
+def defaults(parameters: Parameters, given: Container[str]) -> dict[str, Any]:
+    """Arguments of a forward that keep their defaults: plain ones that no example is given of."""
+    return {
+        name: p.default
+        for name, p in parameters.items()
+        if name not in given and isinstance(p.default, bool | int | float | str | None)
     }
 
 
 def bind(
-    graph: fx.Graph, model: nn.Module, constants: Mapping[str, Tensor], plain: Mapping[str, Any]
+    graph: fx.Graph,
+    parameters: Parameters,
+    taken: Container[str],
+    constants: Mapping[str, Tensor],
+    plain: Mapping[str, Any],
 ) -> dict[str, Tensor]:
     """Read tensors from the model in the place of arguments; constants are no inputs any more.
 
     Args:
         graph: as it was traced, with the plain constants in their places.
-        model: that it was traced from.
+        parameters: of the forward that was traced.
+        taken: the names that the model has.
         constants: the tensors, by the names of arguments.
         plain: the others.
 
@@ -63,10 +79,11 @@ def bind(
         Copies of the tensors, by the paths that the graph reads them from.
     """
     kept: dict[str, Tensor] = {}
-    declared, taken = inspect.signature(model.forward).parameters, dir(model)
     for node in list(graph.nodes):
-        if node.op == "placeholder" and _specialised(node, plain, declared):
+        if node.op == "placeholder" and _specialised(node, plain, parameters):
             _erase_guards(graph, node)
+        elif node.op == "placeholder" and _specialised(node, parameters, parameters):
+            node.target = str(node.target).rpartition("_")[0]
         elif node.op == "placeholder" and node.all_input_nodes:
             (default,) = node.all_input_nodes
             node.args = ()  # a tensor, which stands behind the inputs
@@ -115,6 +132,20 @@ def _erase_guards(graph: fx.Graph, node: fx.Node) -> None:
     for user in list(node.users):
         _erase_guards(graph, user)
     graph.erase_node(node)
+
+
+class Entry(nn.Module):
+    """A model that is called by another of its methods."""
+
+    def __init__(self, model: nn.Module, method: str) -> None:
+        """Take the model and the method's name."""
+        super().__init__()
+        self.model = model
+        self.method = method
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method."""
+        return getattr(self.model, self.method)(*args, **kwargs)
 
 
 class Bound(nn.Module):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam import known
-from reparam.bound import bind, split_constants, tensor_defaults
-from reparam.errors import CaptureError, TrainingModeError, first_line
+from reparam.bound import bind, defaults, split_constants, tensor_defaults
+from reparam.errors import CaptureError, TrainingModeError, UntracedError
+from reparam.places import explained
 from reparam.rebind import rebind
-from reparam.tracer import Tracer, defaults
+from reparam.tracer import Tracer
 from reparam.verify import split_inputs
 
 
@@ -47,25 +48,24 @@ class Capture:
             return None
 
 
-HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)
-"""Where a module keeps the hooks of its forward, and how each wants to be called."""
-
-
-def keep_hooks(model: Any, fused: Any) -> None:
-    """Give a compiled model the hooks of the model itself; those of its parts stay in place."""
-    for name in HOOKS:
-        getattr(fused, name).update(getattr(model, name))
-
-
 def modules_of(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Every module with its path, the model itself first."""
     return model.named_modules()
+
+
+def checked(model: Any) -> nn.Module:
+    """The same, if it is a module with Python code.
+
+    Raises:
+        CaptureError: if it is not.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"compile takes a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            "a ScriptModule has no Python code left to trace; pass the module it was made from"
+        )
+    return model
 
 
 def check_mode(model: nn.Module) -> None:
@@ -91,7 +91,10 @@ def check_mode(model: nn.Module) -> None:
 
 
 def capture(
-    model: nn.Module, example_inputs: Any = None, constants: Mapping[str, Any] | None = None
+    model: nn.Module,
+    example_inputs: Any = None,
+    constants: Mapping[str, Any] | None = None,
+    method: str = "forward",
 ) -> Capture:
     """Trace a model in evaluation mode.
 
@@ -102,34 +105,29 @@ def capture(
         model: what is traced.
         example_inputs: of the arguments that are not held constant.
         constants: arguments that are, by their names in the forward.
+        method: what is traced.
 
     Raises:
         TrainingModeError: if it is in training mode.
-        CaptureError: if its own forward can't be traced, or has no argument of a constant's name.
+        CaptureError: if it has no argument of a constant's name.
+        UntracedError: if its own forward can't be traced.
     """
-    whatever: Any = model
-    if not isinstance(whatever, nn.Module):
-        raise CaptureError(f"compile takes a torch.nn.Module, not {type(whatever).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(
-            "a ScriptModule has no Python code left to trace; pass the module it was made from"
-        )
     check_mode(model)
-    tracer = Tracer()
     args, kwargs = split_inputs(() if example_inputs is None else example_inputs)
     tensors, others = split_constants(model, constants or {})
-    parameters = [p for p in inspect.signature(model.forward).parameters if p not in tensors]
-    given = {*[p for p in parameters if p not in others][: len(args)], *kwargs, *tensors}
-    tensors |= tensor_defaults(model, given)
+    parameters = inspect.signature(getattr(model, method)).parameters
+    left = [name for name in parameters if name not in tensors and name not in others]
+    examples = {**dict(zip(left, args, strict=False)), **kwargs, **tensors}
+    absent = {name: value for name, value in examples.items() if value is None}
+    tensors |= tensor_defaults(parameters, examples)
+    held = defaults(parameters, examples) | absent | others
+    tracer = Tracer(examples, method)
     try:
-        graph = tracer.trace(model, (defaults(model, given) | others) or None)
+        graph = tracer.trace(model, held or None)
     except Exception as error:
-        line = first_line(error)
-        raise CaptureError(
-            f"{type(model).__name__}.forward can't be traced: {line}; "
-            "compile its submodules one by one instead"
-        ) from error
-    kept = bind(graph, model, tensors, others)
+        name = f"{type(model).__name__}.{method}"
+        raise UntracedError(name, explained(model, error)) from error
+    kept = bind(graph, parameters, dir(model), tensors, others)
     captured = Capture(model, graph, tracer.untraced, tracer.tensors | kept)
     rebind(graph, captured.attribute)
     return captured

@@ -103,12 +103,24 @@ def _leaves(rewrite: Mapping[Call, Expression]) -> list[Call]:
         if call in seen or call in cut:
             continue
         seen.add(call)
+        if (
+            isinstance(call.value, Shape)
+            and _exact(call.inputs[0])
+            and call.inputs[0] not in computed
+        ):
+            drawn.update(call.inputs)  # only its sizes count, whatever it is computed from
+            continue
         opaque = isinstance(call.value, Opaque) and not isinstance(call.value, Layout)
         if call.value is INPUT or (opaque and call not in computed and call.shape is not None):
             drawn.add(call)
         else:
             pending.extend(call.inputs)
     return sorted(drawn)
+
+
+def _exact(call: Call) -> bool:
+    """Whether all axes of a tensor are known."""
+    return call.shape is not None and call.shape.exact
 
 
 def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
@@ -119,7 +131,7 @@ def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
     pending: list[Call | Apply] = [*rewrite, *rewrite.values()]
     while pending:
         part = pending.pop()
-        if part in cut or part in seen:
+        if part in cut or part in seen or isinstance(part.value, Shape):
             continue
         seen.add(part)
         if isinstance(part.value, Conv):

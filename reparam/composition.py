@@ -28,6 +28,9 @@ def compose(outer: Conv, inner: Conv) -> Conv:
     weight: Tensor | None = None
     for tap in product(*map(range, outer.kernel)):
         part = _compose_channels(outer, tap, inner, groups)
+        if prod(outer.kernel) == 1:
+            weight = part  # nothing is summed
+            break
         if weight is None:
             weight = part.new_zeros(*part.shape[:2], *kernel)
         axes = zip(

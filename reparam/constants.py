@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reparam import known
 from reparam.arguments import mapped
 from reparam.capture import Capture
-from reparam.tracer import hooked
 from reparam.values import Opaque
 
 
@@ -157,7 +156,7 @@ def _function(capture: Capture, node: fx.Node) -> Opaque:
     if node.op != "call_module":
         return Opaque(target)
     module = capture.attribute(target)
-    plain = known.torchs_own(module) and not hooked(module) and not module.training
+    plain = known.torchs_own(module) and not known.hooked(module) and not module.training
     return Opaque(module if plain else _refuse)
 
 

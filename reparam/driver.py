@@ -1,11 +1,10 @@
 """Run passes over a graph of values until nothing changes. The only place that edits the graph."""
 
-import heapq
+import bisect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import fx
 
 from reparam.arguments import found
 from reparam.check import check
@@ -13,30 +12,42 @@ from reparam.cost import Cost, cost
 from reparam.errors import Declined, Rejected, first_line, require
 from reparam.graph import Apply, Call, Expression, ValueGraph, leaves
 from reparam.operators import ConvTranspose, Norm
+from reparam.precision import require_representable
+from reparam.region import LONGEST
 from reparam.report import Remark
 from reparam.rewrite import Replace, Rewrite
 from reparam.traits import Traits
-from reparam.values import BatchNorm, Constant, Conv, Layout, Value
+from reparam.values import BatchNorm, Conv, Layout, Value
 
 Listener = Callable[[Remark], None]
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A call to offer to a pass. Earlier passes come first, then calls nearer to the outputs."""
+class _Queue:
+    """Calls to offer to passes. Earlier passes come first, then calls nearer to the outputs.
 
-    order: int
-    call: Call
+    A call waits for one pass at a time, since none is asked before all earlier ones were.
+    """
 
-    def __lt__(self, other: "_Task") -> bool:
-        if self.order != other.order:
-            return self.order < other.order
-        return other.call < self.call
+    def __init__(self, passes: int) -> None:
+        self._order: dict[fx.Node, int] = {}
+        self._waiting: list[list[fx.Node]] = [[] for _ in range(passes)]
 
+    def push(self, call: Call, order: int) -> None:
+        """Let a call wait for a pass, unless it waits for an earlier one, or there is none."""
+        node = call.node
+        if order < self._order.get(node, len(self._waiting)):
+            self._order[node] = order
+            bisect.insort(self._waiting[order], node)
 
-LARGEST_BORDER = 16.0
-"""Of the constants that padded inputs are moved by. Activations are of order one, and
-what is taken off them and added again costs as many bits as it is larger."""
+    def pop(self) -> tuple[Call, int] | None:
+        """The next call, and the number of the pass that it waits for; None at the end."""
+        for order, waiting in enumerate(self._waiting):
+            while waiting:
+                node = waiting.pop()
+                if self._order.get(node) == order:
+                    del self._order[node]
+                    return Call(node), order
+        return None
 
 
 class Driver:
@@ -63,33 +74,28 @@ class Driver:
         self.listener = listener
         self.remarks: list[Remark] = []
         self.unchecked = 0
-        self._missed: dict[tuple[Call, str], Declined] = {}
+        self._missed: dict[tuple[Call, str], tuple[str, str | None]] = {}
         self._told: set[tuple[str, str]] = set()
-        self._queue: list[_Task] = []
-        self._queued: set[_Task] = set()
+        self._queue = _Queue(len(passes))
 
     def run(self) -> list[Remark]:
         """Rewrite until no pass has anything left to do."""
         self._enqueue(self.values.calls())
-        while self._queue:
-            task = heapq.heappop(self._queue)
-            self._queued.discard(task)
-            if not task.call.node._erased:
-                self._offer(task.call, self.passes[task.order])
-        for (call, rule), declined in sorted(self._missed.items(), key=lambda item: item[0][0]):
-            self._say("missed", rule, call.name, declined.reason, declined.blocker)
+        while (task := self._queue.pop()) is not None:
+            call, order = task
+            if call.node._erased:
+                continue
+            self._offer(call, self.passes[order])
+            self._queue.push(call, order + 1)
+        for (call, rule), why in sorted(self._missed.items(), key=lambda item: item[0][0]):
+            self._say("missed", rule, call.name, *why)
         self.values.graph.lint()
         return self.remarks
 
     def _enqueue(self, calls: Iterable[Call]) -> None:
         for call in calls:
-            if call.node.op != "call_function":
-                continue
-            for order in range(len(self.passes)):
-                task = _Task(order, call)
-                if task not in self._queued:
-                    self._queued.add(task)
-                    heapq.heappush(self._queue, task)
+            if call.node.op == "call_function":
+                self._queue.push(call, 0)
 
     def _offer(self, call: Call, rule: Rewrite) -> None:
         """Ask a pass about a call, and do what it says."""
@@ -101,7 +107,8 @@ class Driver:
         except Rejected as rejected:
             self._say("missed", rule.name, call.name, rejected.reason, rejected.blocker)
         except Declined as declined:
-            self._missed[call, rule.name] = declined
+            # The error itself would keep alive what stood on the stack: weights in float64.
+            self._missed[call, rule.name] = (declined.reason, declined.blocker)
         except Exception as error:  # a pass may be anyone's
             line = first_line(error)
             reason = f"the pass failed with {type(error).__name__}: {line}"
@@ -127,14 +134,18 @@ class Driver:
         old += Cost(sum(c.constant_operations for c in dead), 0)
         new = _measure((part.value, kept.convolution) for part in parts)
         require(new < old, f"it would not make the graph smaller: {_size(old)}, then {_size(new)}")
-        _require_representable(rewrite, parts)
+        root = next(iter(rewrite))
+        dtype = None if root.shape is None else root.shape.dtype
+        require_representable([part.value for part in parts], dtype)
         error = self._checked(rewrite, parts, dead)
         name = _name(call, dead)
         message = _effect(call, name, dead)
-        around = {reader for c in dead for source in c.inputs for reader in source.readers}
+        around = {reader for c in dead for source in c.inputs for reader in _near(source)}
+        replaced = _layer_names(dead)
         made = self.values.replace(rewrite)
         holding = sorted(fresh for fresh in made if fresh.value.tensors())
-        for fresh, path in zip(holding, _names(name, dead, len(holding)), strict=True):
+        same = len(holding) == len(replaced)
+        for fresh, path in zip(holding, replaced if same else [name] * len(holding), strict=True):
             fresh.node.meta["path"] = path
         for fresh in made:
             fresh.node.meta["traits"] = kept
@@ -177,12 +188,17 @@ def _downstream(calls: set[Call]) -> set[Call]:
     pending = [(call, 0) for call in calls]
     while pending:
         call, steps = pending.pop()
-        for reader in call.readers:
+        for reader in _near(call):
             further = steps + (not isinstance(reader.value, Layout))
             if further < min(reached.get(reader, 3), 3):
                 reached[reader] = further
                 pending.append((reader, further))
     return set(reached)
+
+
+def _near(call: Call) -> tuple[Call, ...]:
+    """The readers of a call; none where they are more than any region takes in."""
+    return call.readers if len(call.node.users) <= LONGEST else ()
 
 
 def _applications(rewrite: dict[Call, Expression]) -> Any:
@@ -213,31 +229,6 @@ def _size(measure: Cost) -> str:
     return f"{measure.operations:g} operations with {measure.madds:,.0f} weights"
 
 
-def _require_representable(rewrite: dict[Call, Expression], parts: list[Apply]) -> None:
-    """Refuse numbers that overflow, or that were no numbers to begin with."""
-    shapes = [root.shape for root in rewrite]
-    for part in parts:
-        if isinstance(part.value, Conv) and part.value.border is not None:
-            modest = bool((part.value.border.abs() <= LARGEST_BORDER).all())
-            require(modest, "the constant at the border is too large to be taken off exactly")
-        for tensor in part.value.tensors():
-            if isinstance(part.value, Constant) or tensor.is_meta:
-                continue
-            dtype = shapes[0].dtype if shapes[0] is not None else None
-            require(dtype is not None, "the dtype of its input is not known; pass example_inputs")
-            require(bool(torch.isfinite(tensor).all()), "a weight or a statistic is not finite")
-            assert dtype is not None
-            name = str(dtype).removeprefix("torch.")
-            cast = tensor.to(dtype)
-            require(bool(torch.isfinite(cast).all()), f"a folded weight overflows {name}")
-            if tensor.is_floating_point() and tensor.ndim > 1:
-                # Rounding alone leaves each row half a unit of its length off, at most.
-                rows = tensor.double().flatten(1)
-                lost = (cast.double().flatten(1) - rows).square().sum(1)
-                fine = lost <= torch.finfo(dtype).eps ** 2 * rows.square().sum(1)
-                require(bool(fine.all()), f"a folded weight underflows {name}")
-
-
 def _holders(calls: set[Call]) -> list[Call]:
     """The calls that hold weights."""
     kinds = Conv | BatchNorm | Norm | ConvTranspose
@@ -262,11 +253,10 @@ def _name(root: Call, dead: set[Call]) -> str:
     return ".".join(shared) or next((call.name for call in holders), root.name)
 
 
-def _names(name: str, dead: set[Call], count: int) -> list[str]:
-    """Names for so many new layers: those of the convolutions that go, if these are as many."""
+def _layer_names(dead: set[Call]) -> list[str]:
+    """The names of the convolutions among calls, which as many new layers go by."""
     layers = [call for call in _holders(dead) if call.node.meta.get("module", True)]
-    convs = [call.name for call in layers if isinstance(call.value, Conv)]
-    return convs if len(convs) == count else [name] * count
+    return [call.name for call in layers if isinstance(call.value, Conv)]
 
 
 def _effect(root: Call, name: str, dead: set[Call]) -> str:

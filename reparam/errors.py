@@ -13,6 +13,18 @@ class CaptureError(ReparamError):
     """The model could not be turned into a graph."""
 
 
+class UntracedError(CaptureError):
+    """A forward can't be traced.
+
+    Attributes:
+        reason: file, line and why.
+    """
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"{model} can't be traced: {reason}")
+        self.reason = reason
+
+
 class VerificationError(ReparamError):
     """Two models that should compute the same function do not."""
 

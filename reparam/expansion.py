@@ -1,5 +1,6 @@
 """Expand a linear call: the maps of what it makes as maps of what it reads."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
@@ -34,11 +35,12 @@ def multiple(call: Call) -> bool:
 
 
 def expanded_terms(
-    call: Call, terms: tuple[Term, ...], limit: float | None
+    call: Call, terms: tuple[Term, ...], limit: Callable[[], float] | None
 ) -> list[tuple[Call, Term]]:
     """The terms of a call as terms of its inputs.
 
-    A composition may take as many multiply-adds as `limit` says, None for no more than its parts.
+    A composition may take more multiply-adds than its parts do if `limit` says so many, which is
+    asked only then.
     """
     value = call.value
     if isinstance(value, Sum):
@@ -98,14 +100,15 @@ def _require_one_shape(call: Call) -> None:
     require(same, "the operands of the sum are not known to have one shape")
 
 
-def _require_affordable(outer: Conv, inner: Conv, limit: float | None) -> None:
+def _require_affordable(outer: Conv, inner: Conv, limit: Callable[[], float] | None) -> None:
     """Refuse a composition that no region here can pay for, before it is computed."""
     if outer.n != inner.n:
         return  # the law itself will say so
     composed_border(outer, inner)  # of two reasons, the border is the one that no budget mends
     apart = conv_madds(outer) + conv_madds(inner) * prod(outer.stride)
     together = composed_madds(outer, inner)
-    require(together <= max(apart, limit or 0), dearer(apart, together))
+    affordable = together <= apart or (limit is not None and together <= limit())
+    require(affordable, dearer(apart, together))
 
 
 def dearer(before: float, after: float, each: str = "pixel") -> str:

@@ -32,7 +32,7 @@ def run_foreign(
         computes something else, what there was, with a missed one.
     """
     name = getattr(foreign, "__name__", type(foreign).__name__)
-    before = lower(values, captured)
+    before = lower(values, captured, keep=True)
     try:
         after: Any = foreign(copy.deepcopy(before))
         require(

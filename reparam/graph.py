@@ -17,7 +17,7 @@ from reparam.inference import facts_of
 from reparam.operators import Norm
 from reparam.sizes import SymbolTable
 from reparam.traits import Traits
-from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Value
+from reparam.values import IDENTITY, BatchNorm, Conv, Layout, Opaque, Shape, Value
 
 INPUT = Opaque("input", reason="an input of the model")
 OUTPUT = Opaque("output", reason="an output of the model")
@@ -45,7 +45,9 @@ class Call:
     @property
     def inputs(self) -> tuple["Call", ...]:
         """The calls in argument position, one entry per position: `add(x, x)` has two."""
-        return tuple(map(Call, found((self.node.args, self.node.kwargs), fx.Node)))
+        args, kwargs = self.node.args, self.node.kwargs
+        plain = not kwargs and all(isinstance(argument, fx.Node) for argument in args)
+        return tuple(map(Call, args if plain else found((args, kwargs), fx.Node)))
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -115,6 +117,19 @@ class Apply:
 Expression = Call | Apply
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The traced call that a value was transcribed from.
+
+    Attributes:
+        node: the traced call.
+        inputs: which of its arguments the value is applied to; the others are constants.
+    """
+
+    node: fx.Node
+    inputs: tuple[fx.Node, ...]
+
+
 class ValueGraph:
     """A graph of values and the symbols of its sizes."""
 
@@ -164,7 +179,17 @@ class ValueGraph:
             root.node.replace_all_uses_with(replacement.node)
         for call in sorted(dead, reverse=True):
             self.graph.erase_node(call.node)
+            self.forget(call.node)
         return new
+
+    def forget(self, node: fx.Node) -> None:
+        """Let go of the weights of a call that is done with: fx keeps what it once looked up."""
+        graph: Any = self.graph
+        looked_up: dict[Any, Any] = graph._find_nodes_lookup_table.table
+        key = (node.op, node.target)
+        node.target = IDENTITY
+        if not looked_up.get(key):
+            looked_up.pop(key, None)
 
     def dead_after(self, rewrite: dict[Call, Expression]) -> set[Call]:
         """The calls that nothing would read after a rewrite, its roots included."""

@@ -1,5 +1,6 @@
 """Infer what is known of a call's result from what is known of its arguments."""
 
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -216,17 +217,20 @@ def _item(sizes: tuple[Any, ...], index: int) -> Facts:
 
 
 def _arithmetic(function: Any, operands: list[Any]) -> Facts:
-    """Products and exact quotients of sizes."""
+    """Products, exact quotients and remainders of sizes; anything of known ones."""
     if len(operands) != 2:
         return None
     a, b = (Size(operand) if isinstance(operand, int) else operand for operand in operands)
-    name = getattr(function, "__name__", "")
+    name = known.name(function) or ""
     if name == "mul":
         return a * b
-    if name == "floordiv":
-        return a.divided_by(b)
-    if name == "eq" and (a == b or (a.known and b.known)):
-        return a == b
+    if name in ("floordiv", "mod") and a.divided_by(b) is not None:
+        return a.divided_by(b) if name == "floordiv" else Size(0)
+    if name in known.COMPARISONS and a == b:
+        return name in ("eq", "le", "ge")
+    if a.known and b.known and name in known.EXACT_ON_INTEGERS and (b.factor or name != "mod"):
+        result = getattr(operator, name)(a.factor, b.factor)
+        return result if isinstance(result, bool) else Size(result)
     return None
 
 

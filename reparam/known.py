@@ -39,6 +39,9 @@ ELEMENTWISE_NAMES = {
 
 COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 
+EXACT_ON_INTEGERS = COMPARISONS | {"add", "sub", "mul", "mod"}
+"""What gives an integer or a truth for any two integers, unless it divides by 0."""
+
 HOMOGENEOUS_NAMES = {"relu", "leaky_relu", "prelu"}
 """What a positive factor passes."""
 
@@ -83,6 +86,20 @@ ASSERT: Any = TORCH._assert
 """The assertion that tracing leaves in a graph."""
 
 MODULES_WITH_FUNCTIONS: tuple[Any, ...] = (operator, torch, F, TORCH._C._nn)
+
+
+def hooked(module: Any) -> bool:
+    """Whether calling a module does more than its forward says."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def compiled(module: nn.Module) -> bool:
+    """Whether a module is what torch.compile makes of another one.
+
+    Told by name: its class is in a part of torch that takes seconds to import.
+    """
+    kind = type(module)
+    return kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo")
 
 
 def kind(target: Any) -> str | None:

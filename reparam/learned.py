@@ -44,6 +44,11 @@ def knows_more(learned: TensorFacts, have: TensorFacts | None) -> bool:
     return any(told.known and not own.known for told, own in both)
 
 
+def completed(now: TensorFacts | None, before: TensorFacts | None) -> bool:
+    """Whether all that a tensor takes is known of it, and was not before."""
+    return now is not None and now != before and now.exact and now.dtype is not None
+
+
 def refined(
     have: TensorFacts,
     n: int,

@@ -7,7 +7,7 @@ touches is lowered to just what it was.
 
 import functools
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from reparam.constants import Constants
 from reparam.effects import fenced, out_of_place
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
-from reparam.graph import Call, ValueGraph, removable
-from reparam.learned import Learned, Learner, given_facts, knows_more
+from reparam.graph import Call, Source, ValueGraph, removable
+from reparam.learned import Learned, Learner, completed, given_facts, knows_more
 from reparam.lift_functions import Lifted
 from reparam.lift_layouts import layout_module, permutation, rank
 from reparam.lift_modules import CONVS, module_value
@@ -29,23 +29,8 @@ from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning, meaning_of
 from reparam.operators import ConvTranspose, Norm
 from reparam.sizes import SymbolTable
-from reparam.tracer import hooked
 from reparam.traits import traits
 from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Value
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """The traced call that a value was transcribed from.
-
-    Attributes:
-        node: the traced call.
-        inputs: which of its arguments the value is applied to; the others are constants.
-    """
-
-    node: fx.Node
-    inputs: tuple[fx.Node, ...]
-
 
 ARGUMENTS = lift_functions.ARGUMENTS | lift_layouts.ARGUMENTS | lift_operators.ARGUMENTS
 RULES = lift_functions.RULES | lift_layouts.RULES | lift_operators.RULES
@@ -59,11 +44,18 @@ MOST_ROUNDS = 8
 class _Lifter:
     """One round of transcription; the symbols of sizes are shared by all rounds."""
 
-    def __init__(self, capture: Capture, learned: Learned, symbols: SymbolTable) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        fence: set[fx.Node],
+        constants: Constants,
+        learned: Learned,
+        symbols: SymbolTable,
+    ) -> None:
         self.capture = capture
         self.values = ValueGraph(symbols)
-        self.fence = fenced(capture)
-        self.constants = Constants(capture, self.fence)
+        self.fence = fence
+        self.constants = constants
         self.learned = learned
         self.lifted: dict[fx.Node, fx.Node] = {}
         self.learner = Learner(learned, self.lifted, self.facts, symbols)
@@ -77,7 +69,11 @@ class _Lifter:
         return self.lifted[argument].meta.get("facts")
 
     def run(self) -> ValueGraph:
+        first = next(iter(self.capture.graph.nodes))
+        before = self.learned.get(first)
         for node in self.capture.graph.nodes:
+            if completed(self.learned.get(first), before):
+                break  # the next round keeps that alone, and starts from it
             if node.op == "placeholder":
                 copy = self.values.graph.node_copy(node)
                 copy.meta = {"facts": self.learned.get(node)}
@@ -139,7 +135,8 @@ class _Lifter:
             if value.kind != "group" or axes is not None:
                 behind = 0 if value.kind != "group" or axes is None else axes - 2
                 self.learner.demand(args[0], behind, value.channels)
-        plain = isinstance(value, Layout) or node.target is pad_with
+        rewritten = isinstance(value, Layout) and "mean" not in value.kind
+        plain = rewritten or node.target is pad_with
         source = None if plain else Source(node, inputs)
         self._add(node, value, self._mapped(args), {}, source)
 
@@ -231,7 +228,7 @@ class _Lifter:
 
     def _module(self, node: fx.Node) -> Lifted | None:
         module: Any = self.capture.attribute(str(node.target))
-        if hooked(module):
+        if known.hooked(module):
             raise Declined("it has forward hooks")
         if node.kwargs or len(node.args) != 1:
             return None
@@ -284,10 +281,12 @@ def lift_graph(capture: Capture, example_inputs: Any = None) -> ValueGraph:
     in the first rounds just that is kept.
     """
     symbols = SymbolTable()
+    fence = fenced(capture)
+    constants = Constants(capture, fence)
     learned = given_facts(capture.graph, example_inputs, symbols)
     for round_ in itertools.count():
         before = dict(learned)
-        values = _Lifter(capture, learned, symbols).run()
+        values = _Lifter(capture, fence, constants, learned, symbols).run()
         new = [node for node, facts in learned.items() if before.get(node) != facts]
         if not new:
             return values

@@ -4,39 +4,49 @@ A call that no pass touched keeps its module, on a copy; new values become torch
 plain calls. Nothing of the original is shared.
 """
 
-import copy
-import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from reparam.algebra import border_bias
-from reparam.arguments import mapped
+from reparam.arguments import found, mapped
 from reparam.capture import Capture, modules_of
 from reparam.effects import out_of_place
-from reparam.graph import Call, ValueGraph
-from reparam.lift import Source
-from reparam.lower_operators import operator_module, write_operator, write_padding
+from reparam.graph import Call, Source, ValueGraph
+from reparam.lower_operators import (
+    copied,
+    operator_module,
+    parameter,
+    write_nothing,
+    write_operator,
+    write_padding,
+)
 from reparam.operators import Cat, Operator, Pad, Slice
+from reparam.paths import Paths, allowed
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
+from reparam.wrappers import duplicate
 
 MODULES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class _Lowerer:
-    def __init__(self, values: ValueGraph, capture: Capture) -> None:
+    def __init__(
+        self, values: ValueGraph, capture: Capture, parts: Mapping[int, nn.Module], keep: bool
+    ) -> None:
         self.values = values
+        self.keep = keep
         self.capture = capture
         self.graph = fx.Graph()
         self.attributes: dict[str, Any] = {}
-        self.copies: dict[int, Any] = {}
+        self.copies: dict[Any, Any] = dict(parts)
         self.lowered: dict[fx.Node, fx.Node] = {}
         self.sources: dict[fx.Node, fx.Node] = {}
-        self.taken = {path for call in values.calls() for path in _own_paths(call)}
+        self.transient: set[str] = set()
+        self.paths = Paths(path for call in values.calls() for path in _own_paths(call))
 
     def run(self) -> fx.GraphModule:
         for node in self.values.graph.nodes:
@@ -52,18 +62,17 @@ class _Lowerer:
 
     def _keep_transience(self, module: fx.GraphModule) -> None:
         """Buffers that were not part of the state_dict do not become so."""
-        for path, content in self.attributes.items():
+        for path in self.transient:
             owner, _, name = path.rpartition(".")
-            if isinstance(content, Tensor) and not isinstance(content, nn.Parameter):
-                origin: Any = self.capture.owner(owner)
-                if name in getattr(origin, "_non_persistent_buffers_set", ()):
-                    home: Any = module.get_submodule(owner)
-                    home._non_persistent_buffers_set.add(name)
+            home: Any = module.get_submodule(owner)
+            home._non_persistent_buffers_set.add(name)
 
     def _node(self, node: fx.Node) -> Any:
         """The node that another has become. Sizes are read where they are used, as a trace does."""
         if node not in self.lowered:
             self.lowered[node] = self._call(Call(node))
+            if not self.keep:
+                self.values.forget(node)
         return self.lowered[node]
 
     def _keep_modes(self, module: fx.GraphModule) -> None:
@@ -78,7 +87,8 @@ class _Lowerer:
         inputs: Any = mapped((args, call.node.kwargs), fx.Node, self._node)
         source = call.node.meta.get("source")
         if isinstance(source, Source):
-            return self._unchanged(source, dict(zip(source.inputs, inputs[0], strict=True)))
+            given = found(inputs[0], fx.Node)
+            return self._unchanged(source, dict(zip(source.inputs, given, strict=True)))
         if isinstance(value, Operator):
             return self._operator(call, value, inputs[0])
         match value:
@@ -115,33 +125,38 @@ class _Lowerer:
         return self.sources[node]
 
     def _copy(self, node: fx.Node, argument: Any) -> fx.Node:
-        if node.op in ("call_module", "get_attr"):
-            self._keep(str(node.target))
         # No name is passed on: fx's own numbering is what a trace of the result would give too.
         target, options = out_of_place(node)
+        if node.op in ("call_module", "get_attr"):
+            target = self._keep(str(node.target))
         args, kwargs = mapped((node.args, options), fx.Node, argument)
         return self.graph.create_node(node.op, target, args, kwargs)
 
-    def _keep(self, path: str, as_it_is: bool = False) -> None:
+    def _keep(self, path: str, as_it_is: bool = False) -> str:
         """Take a copy of the original's attribute at a path; what it shares, the copies share."""
-        if path not in self.attributes:
-            content = copy.deepcopy(self.capture.attribute(path), self.copies)
+        kept = allowed(path)
+        if kept not in self.attributes:
+            content = duplicate(self.capture.attribute(path), self.copies)
             if isinstance(content, nn.Module) and not as_it_is:
-                _write_nothing(content)
-            self.attributes[path] = content
+                write_nothing(content)
+            self._hold(kept, content)
+            owner, _, name = path.rpartition(".")
+            if name in getattr(self.capture.owner(owner), "_non_persistent_buffers_set", ()):
+                self.transient.add(kept)
+        return kept
 
     def _opaque(self, value: Opaque, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         if isinstance(value.target, str):
             return self.graph.call_method(value.target, args, kwargs)
         if isinstance(value.target, nn.Module):
             assert value.path is not None, "a module has a place in the model"
-            self._keep(value.path, as_it_is=value.pinned)
-            return self.graph.call_module(value.path, args, kwargs)
+            path = self._keep(value.path, as_it_is=value.pinned)
+            return self.graph.call_module(path, args, kwargs)
         return self.graph.call_function(value.target, args, kwargs)
 
     def _conv(self, call: Call, conv: Conv, x: fx.Node) -> fx.Node:
         dtype = call.shape.dtype if call.shape else None
-        name = self._fresh(call.name)
+        name = self.paths.fresh(call.name)
         layer = call.traits.convolution and (conv.n > 0 or conv.groups == 1)
         if conv.affine and not layer:
             return self._affine(name, conv, x, call)
@@ -167,10 +182,10 @@ class _Lowerer:
                 inner, out, conv.kernel, conv.stride, padding, conv.dilation, conv.groups,
                 padding_mode=mode, **options,
             )  # fmt: skip
-        module.weight = _parameter(conv.weight, dtype, call)
+        module.weight = parameter(conv.weight, dtype, call)
         if bias is not None:
-            module.bias = _parameter(bias, dtype, call)
-        self.attributes[name] = module
+            module.bias = parameter(bias, dtype, call)
+        self._hold(name, module)
         return self.graph.call_module(name, (x,))
 
     def _affine(self, name: str, conv: Conv, x: fx.Node, call: Call) -> fx.Node:
@@ -179,16 +194,16 @@ class _Lowerer:
         spread = (-1, *(1,) * conv.n)
         if not bool((conv.weight == 1).all()) or conv.bias is None:
             scale = f"{name}.scale"
-            self.attributes[scale] = _parameter(conv.weight.reshape(spread), dtype, call)
+            self._hold(scale, parameter(conv.weight.reshape(spread), dtype, call))
             x = self.graph.call_function(operator.mul, (x, self.graph.get_attr(scale)))
         if conv.bias is not None:
             shift = f"{name}.shift"
-            self.attributes[shift] = _parameter(conv.bias.reshape(spread), dtype, call)
+            self._hold(shift, parameter(conv.bias.reshape(spread), dtype, call))
             x = self.graph.call_function(operator.add, (x, self.graph.get_attr(shift)))
         return x
 
     def _batch_norm(self, call: Call, norm: BatchNorm, x: fx.Node) -> fx.Node:
-        name = self._fresh(call.name)
+        name = self.paths.fresh(call.name)
         dtype = call.shape.dtype if call.shape else None
         module: Any = BATCH_NORMS[norm.n or 0](norm.mean.numel(), norm.eps, device="meta")
         module.running_mean = norm.mean.detach().to(dtype or norm.mean.dtype).clone()
@@ -196,20 +211,20 @@ class _Lowerer:
         module.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=norm.mean.device)
         gamma = torch.ones_like(norm.mean) if norm.weight is None else norm.weight
         beta = torch.zeros_like(norm.mean) if norm.bias is None else norm.bias
-        module.weight, module.bias = (_parameter(p, dtype, call) for p in (gamma, beta))
-        self.attributes[name] = module
+        module.weight, module.bias = (parameter(p, dtype, call) for p in (gamma, beta))
+        self._hold(name, module)
         return self.graph.call_module(name, (x,))
 
     def _operator(self, call: Call, value: Operator, inputs: tuple[fx.Node, ...]) -> fx.Node:
         """Torch's own module, with new weights as parameters, or function."""
         dtype = call.shape.dtype if call.shape else None
-        name = self._fresh(call.name)
+        name = self.paths.fresh(call.name)
         if isinstance(value, Cat | Pad | Slice):
             border = f"{name}_border"
             return write_operator(
                 self.graph, value, inputs, lambda content: self._buffer(border, content, dtype)
             )
-        self.attributes[name] = operator_module(value, lambda p: _parameter(p, dtype, call))
+        self._hold(name, operator_module(value, lambda p: parameter(p, dtype, call)))
         return self.graph.call_module(name, inputs)
 
     def _sum(self, coefficients: tuple[float, ...], inputs: tuple[fx.Node, ...]) -> fx.Node:
@@ -229,26 +244,16 @@ class _Lowerer:
     def _attribute(self, name: str, content: Any) -> Any:
         if not isinstance(content, Tensor):
             return content
-        return self._buffer(self._fresh(name), content, content.dtype)
+        return self._buffer(self.paths.fresh(name), content, content.dtype)
 
     def _buffer(self, name: str, content: Tensor, dtype: torch.dtype | None) -> fx.Node:
-        self.attributes[name] = content.detach().to(dtype or content.dtype).clone()
+        self._hold(name, copied(content, dtype))
         return self.graph.get_attr(name)
 
-    def _fresh(self, name: str) -> str:
-        """A path for a new module: the name, unless it is another's or a folder of others."""
-        occupied = self.attributes.keys() | self.taken
-        numbered = (f"{name}_fused{number}" for number in itertools.count(2))
-        return next(
-            path
-            for path in itertools.chain((name, f"{name}.fused", f"{name}_fused"), numbered)
-            if not any(_clash(path, other) for other in occupied)
-        )
-
-
-def _clash(path: str, other: str) -> bool:
-    """Whether one path is the other, or a folder that the other lies in."""
-    return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
+    def _hold(self, path: str, content: Any) -> None:
+        """Let the result have a module or a tensor at a path."""
+        self.attributes[path] = content
+        self.paths.occupy(path)
 
 
 def _own_paths(call: Call) -> Iterator[str]:
@@ -266,22 +271,18 @@ def _own_paths(call: Call) -> Iterator[str]:
         pending.extend(n for n in node.all_input_nodes if n not in source.inputs)
 
 
-def _parameter(content: Tensor, dtype: torch.dtype | None, call: Call) -> nn.Parameter:
-    """A parameter of a new module, with the traits of those that it was folded from."""
-    kept = call.traits
-    layout = torch.contiguous_format
-    if kept.channels_last and content.ndim == 4:
-        layout = torch.channels_last
-    copied = content.detach().to(dtype or content.dtype).clone(memory_format=layout)
-    return nn.Parameter(copied, requires_grad=kept.trainable)
+def lower(
+    values: ValueGraph,
+    capture: Capture,
+    parts: Mapping[int, nn.Module] | None = None,
+    keep: bool = False,
+) -> fx.GraphModule:
+    """Write the graph as a module. The captured model stays as it is.
 
-
-def _write_nothing(module: nn.Module) -> None:
-    """Whoever writes in place is fenced; the others write to memory of their own."""
-    if getattr(module, "inplace", False):
-        module.inplace = False  # type: ignore[assignment]
-
-
-def lower(values: ValueGraph, capture: Capture) -> fx.GraphModule:
-    """Write the graph as a module. The graph and the captured model stay as they are."""
-    return _Lowerer(values, capture).run()
+    Args:
+        values: the graph. To make room, it is emptied on the way.
+        capture: that it was transcribed from.
+        parts: what takes the place of parts of modules that stay, by the identity of the part.
+        keep: whether the graph stays as it is.
+    """
+    return _Lowerer(values, capture, parts or {}, keep).run()

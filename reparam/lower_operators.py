@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reparam.functions import Sides
+from reparam.graph import Call
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Operator, Pad, Slice
+from reparam.traits import CHANNELS_LAST
 
 POOLS: tuple[Any, ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -89,3 +91,28 @@ def write_padding(graph: fx.Graph, x: fx.Node, padding: Sides, padding_mode: str
     mode = "constant" if padding_mode == "zeros" else padding_mode
     options: dict[str, Any] = {"mode": mode, "value": None}
     return graph.call_function(F.pad, (x, sides), options)
+
+
+def parameter(content: Tensor, dtype: torch.dtype | None, call: Call) -> nn.Parameter:
+    """A parameter of a new module, with the traits of those that it was folded from."""
+    kept = call.traits
+    layout = torch.contiguous_format
+    if kept.channels_last:
+        layout = CHANNELS_LAST.get(content.ndim, layout)
+    return nn.Parameter(copied(content, dtype, layout), requires_grad=kept.trainable)
+
+
+def copied(
+    content: Tensor,
+    dtype: torch.dtype | None,
+    layout: torch.memory_format = torch.preserve_format,
+) -> Tensor:
+    """A copy in the dtype of the model: in one step, so that there are not two for a moment."""
+    cast = dtype or content.dtype
+    return content.detach().to(cast, copy=True, memory_format=layout)
+
+
+def write_nothing(module: nn.Module) -> None:
+    """Whoever writes in place is fenced; the others write to memory of their own."""
+    if getattr(module, "inplace", False):
+        module.inplace = False  # type: ignore[assignment]

@@ -9,80 +9,21 @@ puts there, per pixel of the root, strides included.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
-from reparam.cost import Cost, cost
+from reparam.candidate import Candidate, call_cost, shows_border
+from reparam.cost import FREE, Cost, cost
 from reparam.errors import Declined, require
 from reparam.expansion import affine_call, dearer, diagonal, expanded_terms
 from reparam.graph import Apply, Call, Expression
 from reparam.operators import Cat
 from reparam.rewrite import Replace
-from reparam.terms import Group, Term, grouped, merged, met
+from reparam.terms import Term, grouped, merged, met
 from reparam.values import Conv, Sum
 
 LONGEST = 64
 """How many calls a region may take in. Merging gains nothing from longer ones; time it costs."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The root as a sum of maps.
-
-    Attributes:
-        root: the call that is replaced.
-        groups: for each tensor that is read, which maps of it become one.
-        removed: the calls that go, the root included.
-        before, after: costs, per pixel of the root.
-    """
-
-    root: Call
-    groups: dict[Call, list[Group]]
-    removed: tuple[Call, ...]
-    before: Cost
-    after: Cost
-
-    @property
-    def profitable(self) -> bool:
-        """Whether operations fall and multiply-adds do not rise."""
-        fewer = self.after.operations < self.before.operations
-        cheaper = fewer and self.after.madds <= self.before.madds
-        return cheaper and not self.copied and all(map(_absorbed, self.flat))
-
-    @property
-    def copied(self) -> bool:
-        """Whether a convolution was copied to several operands of a sum before it.
-
-        That may save something now, but the operands, merged first, would save more.
-        """
-        left = sum(isinstance(g.map, Conv) and not g.map.affine for g in self.flat)
-        return left > sum(not isinstance(c.value, Sum) and not diagonal(c) for c in self.removed)
-
-    @property
-    def gain(self) -> tuple[float, float]:
-        """Operations removed, then multiply-adds removed."""
-        return self.before.operations - self.after.operations, self.before.madds - self.after.madds
-
-    @property
-    def flat(self) -> list[Group]:
-        """The maps that are left, of all tensors."""
-        return [group for groups in self.groups.values() for group in groups]
-
-    @property
-    def single(self) -> Group | None:
-        """The map, if the root is one map of one tensor."""
-        flat = self.flat
-        return flat[0] if len(flat) == 1 else None
-
-
-def _absorbed(group: Group) -> bool:
-    """Whether no skip, padding or average becomes a convolution that was none before."""
-    return group.convolutions > 0 or isinstance(group.map, Sum) or group.map.affine
-
-
-def _shows_border(candidate: Candidate) -> bool:
-    """Whether a batch norm or scale went, but left a constant that the input is padded with."""
-    bordered = any(isinstance(g.map, Conv) and g.map.border is not None for g in candidate.flat)
-    return bordered and any(map(diagonal, candidate.removed))
 
 
 @dataclass(frozen=True)
@@ -97,6 +38,7 @@ def merge(
     root: Call,
     through: Callable[[Call], bool] = affine_call,
     accept: Callable[[Candidate], bool] = lambda _: True,
+    convolving: bool = False,
 ) -> Replace | None:
     """Merge the region that ends in a call, as far as that pays.
 
@@ -104,6 +46,7 @@ def merge(
         root: a call that computes a linear map.
         through: which calls may be expanded into what they compute; the root always is.
         accept: which candidates the pass is for.
+        convolving: whether these have a convolution in them, so that other regions can be left.
 
     Returns:
         The replacement, or None if nothing linear stands before the root.
@@ -114,15 +57,19 @@ def merge(
     if not affine_call(root) or isinstance(root.value, Cat):
         return None
     blocked: list[Blocked] = []
-    found: list[Candidate] = []
-    for frugal in (False, True):
-        found += [c for c in _candidates(root, through, blocked, frugal) if accept(c)]
-    best = max((c for c in found if c.profitable), key=lambda c: c.gain, default=None)
+    budget = _Budget(root, through)
+    longest = 1 if convolving and not _convolves(root, through) else LONGEST
+    found = list(_candidates(root, through, blocked, budget, longest))
+    best = _best(found, accept)
+    if budget.asked:
+        frugal = list(_candidates(root, through, blocked, None, longest))
+        found += frugal
+        best = max(best, _best(frugal, accept), key=_gain)
     if best is not None:
         return Replace({root: _written(best)})
     if blocked:
         raise Declined(blocked[0].reason, blocked[0].call.name)
-    costly = [c for c in found if c.after.operations < c.before.operations]
+    costly = [c for c in found if c.fewer and accept(c)]
     if costly:
         least = min(costly, key=lambda c: c.after.madds)
         reason = "a skip, a padding or an average would become a convolution"
@@ -130,34 +77,58 @@ def merge(
             reason = "a convolution would be copied"
         if least.after.madds > least.before.madds:
             reason = dearer(least.before.madds, least.after.madds)
-        raise Declined(reason, least.removed[-1].name)
-    shown = next((c for c in found if _shows_border(c)), None)
+        raise Declined(reason, [*least.removed][-1].name)
+    shown = next((c for c in found if shows_border(c) and accept(c)), None)
     if shown is not None:
         raise Declined(
             "its shift meets zero padding, and to take it off before is no cheaper",
-            shown.removed[-1].name,
+            [*shown.removed][-1].name,
         )
     require(not diagonal(root), "no convolution next to it takes it in", root.inputs[0].name)
     return None
 
 
-def _candidates(
-    root: Call, through: Callable[[Call], bool], blocked: list[Blocked], frugal: bool
-) -> Iterator[Candidate]:
-    """Expand call after call, the latest first, and yield the root as a sum after each.
+def _best(found: list[Candidate], accept: Callable[[Candidate], bool]) -> Candidate | None:
+    """The candidate that gains most, of several the one that takes in least.
 
-    With `frugal`, a composition that costs more than its parts is not made.
+    A shorter one removes no more than a longer one, so that most need not be judged.
+    """
+    best: Candidate | None = None
+    for candidate in reversed(found):
+        if best is not None and candidate.operations < best.gain.operations:
+            break
+        if candidate.profitable and accept(candidate) and _gain(candidate) >= _gain(best):
+            best = candidate
+    return best
+
+
+def _gain(candidate: Candidate | None) -> Cost:
+    return FREE if candidate is None else candidate.gain
+
+
+def _candidates(
+    root: Call,
+    through: Callable[[Call], bool],
+    blocked: list[Blocked],
+    budget: "_Budget | None",
+    longest: int,
+) -> Iterator[Candidate]:
+    """Expand so many calls, the latest first, and yield the root as a sum after each.
+
+    Without a budget, a composition that costs more than its parts is not made.
     """
     terms: dict[Call, tuple[Term, ...]] = {root: (Term(Sum((1.0,))),)}
-    expanded: dict[Call, float] = {}
-    budget = _budget(root, through)
+    expanded: set[Call] = set()
+    removed: dict[Call, float] = {}
+    operations = 0.0
     stuck: set[Call] = set()
-    while len(expanded) < LONGEST:
+    while len(expanded) < longest:
         open_calls = [call for call in terms if call not in stuck]
         if not open_calls:
             return
         call = max(open_calls)
-        stays = call != root and not all(reader in expanded for reader in call.readers)
+        readers = call.readers if call != root else ()
+        stays = not all(reader in expanded for reader in readers)
         if call != root and not (affine_call(call) and through(call)):
             stuck.add(call)
             continue
@@ -168,17 +139,21 @@ def _candidates(
         try:
             _same_kind(root, call)
             terms[call] = tuple(merged(group) for group in grouped(terms[call]))
-            parts = expanded_terms(call, terms[call], limit=None if frugal or stays else budget)
+            parts = expanded_terms(call, terms[call], None if stays else budget)
         except Declined as declined:
             stuck.add(call)
-            if not frugal:
+            if budget is not None:
                 blocked.append(Blocked(call, declined.reason))
             continue
-        expanded[call] = _pixels(terms.pop(call)[0])
+        pixels = _pixels(terms.pop(call)[0])
+        expanded.add(call)
+        if all(reader in removed for reader in readers):
+            removed[call] = pixels
+            operations += call_cost(call, 1, pixels).operations
         for source, new in parts:
             terms[source] = met(terms.get(source, ()), new)
         if len(expanded) > 1 or isinstance(call.value, Sum):
-            yield _candidate(root, dict(terms), expanded)
+            yield Candidate(root, dict(terms), dict(removed), operations)
 
 
 def _same_kind(root: Call, call: Call) -> None:
@@ -193,58 +168,48 @@ def _same_kind(root: Call, call: Call) -> None:
     require(len(devices) <= 1, "the devices differ")
 
 
-def _budget(root: Call, through: Callable[[Call], bool]) -> float:
-    """Multiply-adds per pixel of all calls that the region may take in: what it can pay with."""
-    seen: set[Call] = set()
-    pending = [root]
-    total = 0
-    while pending and len(seen) < LONGEST:
-        call = pending.pop()
-        if call in seen or not affine_call(call) or (call != root and not through(call)):
-            continue
-        seen.add(call)
-        total += cost(call.value, 0).madds
-        pending.extend(call.inputs)
-    return total
+class _Budget:
+    """Multiply-adds per pixel of all calls that the region may take in: what it can pay with.
+
+    Attributes:
+        asked: whether any composition costs more than its parts.
+    """
+
+    def __init__(self, root: Call, through: Callable[[Call], bool]) -> None:
+        self.asked = False
+        self._root, self._through = root, through
+
+    def __call__(self) -> float:
+        self.asked = True
+        return self._total
+
+    @cached_property
+    def _total(self) -> float:
+        return sum(cost(call.value, 0).madds for call in _region(self._root, self._through))
+
+
+def _region(root: Call, through: Callable[[Call], bool]) -> Iterator[Call]:
+    """The calls that a region may take in, the latest first."""
+    seen = {root}
+    pending = {root}
+    for _ in range(LONGEST):
+        if not pending:
+            return
+        call = max(pending)
+        pending.remove(call)
+        yield call
+        pending |= {x for x in call.inputs if x not in seen and affine_call(x) and through(x)}
+        seen |= pending
+
+
+def _convolves(root: Call, through: Callable[[Call], bool]) -> bool:
+    """Whether the region that ends in a call has more in it than sums and scales."""
+    return any(not isinstance(c.value, Sum) and not diagonal(c) for c in _region(root, through))
 
 
 def _pixels(term: Term) -> float:
     """Pixels of a tensor per pixel of the root, by the stride of the map between them."""
     return prod(term.map.stride) if isinstance(term.map, Conv) else 1
-
-
-def _candidate(
-    root: Call, terms: dict[Call, tuple[Term, ...]], expanded: dict[Call, float]
-) -> Candidate:
-    removed: list[Call] = []
-    for call in expanded:  # in reverse order of execution
-        read = call in terms or any(reader not in removed for reader in call.readers)
-        if call == root or not read:
-            removed.append(call)
-    channels = _channels(root, terms)
-    before = Cost(0, 0)
-    for call in removed:
-        before += cost(call.value, channels, expanded[call], layer=call.traits.convolution)
-    groups = {call: grouped(several) for call, several in terms.items()}
-    return Candidate(root, groups, tuple(removed), before, _written_cost(groups, channels))
-
-
-def _channels(root: Call, terms: dict[Call, tuple[Term, ...]]) -> int:
-    """The channels of the root, for the cost of its additions."""
-    convs = (t.map for group in terms.values() for t in group if isinstance(t.map, Conv))
-    conv = next(convs, None)
-    return conv.out_channels if conv is not None else 1
-
-
-def _written_cost(groups: dict[Call, list[Group]], channels: int) -> Cost:
-    flat = [group for several in groups.values() for group in several]
-    total = Cost(len(flat) - 1, (len(flat) - 1) * channels)
-    for group in flat:
-        map_ = group.map
-        # In a sum of several, a coefficient of -1 is a subtraction, and 1 is nothing.
-        if isinstance(map_, Conv) or len(flat) == 1 or abs(map_.coefficients[0]) != 1:
-            total += cost(map_, channels, layer=group.convolutions > 0)
-    return total
 
 
 def _written(candidate: Candidate) -> Expression:

@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any, Literal
 
@@ -42,10 +42,18 @@ class Remark:
     blocker: str | None = None
     error: float | None = None
 
+    def inside(self, path: str) -> "Remark":
+        """The same remark about a part of a model, which is at that path."""
+        call = f"{path}.{self.call}".rstrip(".")
+        blocker = f"{path}.{self.blocker}" if self.blocker else None
+        message = f"in {path}: {self.message}" if self.kind == "applied" else self.message
+        return replace(self, call=call, message=message, blocker=blocker)
+
     def __str__(self) -> str:
         """One line."""
         blocker = f" ({self.blocker})" if self.blocker and self.blocker != self.call else ""
-        return f"{self.rule}: {self.call}: {self.message}{blocker}"
+        call = f"{self.call}: " if self.call else ""
+        return f"{self.rule}: {call}{self.message}{blocker}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,10 @@ class Counts:
     def total(self) -> int:
         """The number of calls."""
         return sum(self.operators.values())
+
+    def with_operators(self, other: "Counts") -> "Counts":
+        """Both, as one graph of so many parameters."""
+        return replace(self, operators=dict(Counter(self.operators) + Counter(other.operators)))
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ def met(terms: tuple[Term, ...], new: Term) -> tuple[Term, ...]:
 
 def grouped(terms: tuple[Term, ...]) -> list[Group]:
     """Merge maps of one tensor pair by pair, the most rewarding first, as long as that pays."""
+    if len(terms) == 1 and isinstance(terms[0].map, Sum):
+        return [Group(terms[0].map, terms)]
     groups = [Group(_numberless(term.map), (term,)) for term in terms]
     while True:
         pairs = (

@@ -5,67 +5,31 @@ freezes random numbers. Here the first becomes the in-place call that it is; the
 forward does one of the others stays whole.
 """
 
-import inspect
 import operator
-from collections.abc import Iterator
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.proxy import Attribute, TraceError
+from torch.fx.proxy import TraceError
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.errors import first_line
+from reparam import known
+from reparam.example_values import ExampleValues
 from reparam.meaning import has_meaning
+from reparam.places import calling_line, explained
+from reparam.proxies import AttributeProxy, TensorProxy, python_asks
+from reparam.state import State
 
-IN_PLACE = (
-    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor",
-)  # fmt: skip
+HELD = "it holds for inputs that take the same way as the example inputs"
+"""What the assertions say that hold a result to its example inputs."""
 
-
-class _Effects:
-    """What both kinds of proxies do beyond fx's own."""
-
-    tracer: Any
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        """Record the assignment."""
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse what would be lost."""
-        if name not in ("tracer", "node", "root", "attr", "_node"):
-            raise TraceError(f"it assigns to the attribute {name!r} of a tensor")
-        object.__setattr__(self, name, value)
-
-
-def _in_place(name: str) -> Any:
-    function = getattr(operator, name)
-
-    def record(self: Any, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return record
-
-
-for _name in IN_PLACE:
-    setattr(_Effects, f"__{_name}__", _in_place(_name))
-
-
-class TensorProxy(_Effects, fx.Proxy):
-    """Stands for a tensor."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Stand for an attribute of it, or a method."""
-        return AttributeProxy(self, name)
-
-
-class AttributeProxy(_Effects, Attribute):
-    """Stands for an attribute, which becomes a node when it is used as a value."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Stand for an attribute of the attribute."""
-        return AttributeProxy(self, name)
+FRAMES = 16
+"""How many frames a trace takes, at most, for one that the model takes when it runs."""
 
 
 class _NoRandomness(TorchDispatchMode):
@@ -83,16 +47,20 @@ class Tracer(fx.Tracer):
     Attributes:
         untraced: the path of each module that stays whole, and why.
         tensors: constants that a forward made, by the path that the graph has for them.
+        examples: what is known of the results of calls.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
-        """Start with nothing traced."""
+    def __init__(self, inputs: Mapping[str, Any] | None = None, method: str = "forward") -> None:
+        """Start with nothing traced; `inputs` are examples by the names of arguments."""
         super().__init__(autowrap_functions=())
+        self.traced_func_name = method
         self.untraced: dict[str, str] = {}
         self.tensors: dict[str, Tensor] = {}
+        self.examples = ExampleValues(self._attribute, inputs or {})
         self._names: dict[int, str] = {}
+        self._held: dict[fx.Node, fx.Node] = {}
         self._autocast = _autocast()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -103,9 +71,9 @@ class Tracer(fx.Tracer):
         """
         named: Any = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in reversed(named)}
-        before = _State(root)
+        before = State(root)
         try:
-            with _NoRandomness():
+            with _NoRandomness(), python_asks(self), _deeper_stack():
                 graph = super().trace(root, concrete_args)
         finally:
             attributes = vars(cast("nn.Module", root))
@@ -126,9 +94,28 @@ class Tracer(fx.Tracer):
             raise TraceError("it runs under autocast")
         return super().create_proxy(*args, **kwargs)
 
+    def create_arg(self, a: Any) -> Any:
+        """An argument or a result as the graph keeps it; dictionaries stay of their kind."""
+        if type(a) is TensorProxy or type(a) is AttributeProxy:
+            return a.node
+        if is_dataclass(a) and not isinstance(a, type):  # some are dictionaries as well
+            parts = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
+            return self.create_node("call_function", cast("Any", type(a)), (), parts)
+        if isinstance(a, dict) and type(a) is not dict:
+            return self._rebuilt(cast("dict[Any, Any]", a))
+        return super().create_arg(a)
+
+    def _rebuilt(self, dictionary: dict[Any, Any]) -> fx.Node:
+        """A call that makes a dictionary of the same kind."""
+        kind: Any = type(dictionary)
+        if kind is not OrderedDict:
+            raise TraceError(f"it returns or passes on a {kind.__name__}")
+        pairs = [(key, self.create_arg(value)) for key, value in dictionary.items()]
+        return self.create_node("call_function", kind, (pairs,), {})
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays whole: one of torch's own, with hooks, or with a meaning."""
-        if hooked(m) or has_meaning(m):
+        if known.hooked(m) or has_meaning(m) or isinstance(m, torch.jit.ScriptModule):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -145,25 +132,97 @@ class Tracer(fx.Tracer):
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace into a module, or keep it whole where that fails."""
+        if known.compiled(m):
+            return cast("Any", m)._orig_mod(*args, **kwargs)
+        if m not in self.submodule_paths:  # made in a forward, or kept in a list of Python's
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
-            if hooked(m):
+            if known.hooked(m):
                 self.untraced[path] = "it has forward hooks"
+            elif isinstance(m, torch.jit.ScriptModule):
+                self.untraced[path] = "a ScriptModule has no Python code left"
             return super().call_module(m, forward, args, kwargs)
         last = next(iter(reversed(self.graph.nodes)), None)
-        before = _State(m)
+        before, scopes = State(m), dict(self.module_stack)
         try:
             result = super().call_module(m, forward, args, kwargs)
-            reason = before.restore()
-            if not reason:
+            changed = before.restore()
+            if not changed:
                 return result
-            reason = f"its forward changes its attribute {reason!r}"
+            reason = explained(m, f"its forward changes its attribute {changed!r}")
         except Exception as error:  # whatever stops it, the module stays whole
             before.restore()
-            reason = first_line(error)
+            reason = explained(m, error)
         self._forget_after(last)
+        self.module_stack.clear()
+        self.module_stack.update(scopes)
         self.untraced[path] = reason
         return self.create_proxy("call_module", path, args, kwargs)
+
+    def known_value(self, proxy: fx.Proxy) -> Any:
+        """The value for the example inputs, if it is known."""
+        try:
+            return self.examples(proxy.node)
+        except TraceError:
+            return None
+
+    def held(self, proxy: fx.Proxy) -> Any:
+        """The value for the example inputs; other inputs have to give the same.
+
+        Raises:
+            TraceError: if it is not known, or in the memory of a tensor.
+        """
+        value = self.examples(proxy.node)
+        if isinstance(value, Tensor):
+            raise TraceError("it depends on the values of a tensor")
+        if isinstance(value, tuple | list | dict):
+            return self.held_length(proxy)
+        self._hold(proxy.node, value)
+        return value
+
+    def held_length(self, proxy: fx.Proxy) -> int:
+        """The number of parts for the example inputs; other inputs have to have as many."""
+        value = self.examples(proxy.node)
+        length = len(value)
+        node = proxy.node
+        if isinstance(value, torch.Size) and (node.target is getattr or len(node.args) == 1):
+            counted: Any = self.create_proxy("call_method", "dim", (node.args[0],), {})
+        elif isinstance(value, Tensor):
+            counted = self.create_proxy("call_method", "size", (proxy, 0), {})
+        else:
+            counted = self.create_proxy("call_method", "__len__", (proxy,), {})
+        self._hold(counted.node, length)
+        return length
+
+    def stands_for(self, proxy: fx.Proxy, kinds: Any) -> bool:
+        """Whether what a proxy stands for is an instance of a type.
+
+        Raises:
+            TraceError: if that can't be told.
+        """
+        kind = self.examples.kind(proxy.node)
+        if kind is None:
+            raise TraceError("it depends on the type of a result; pass example_inputs")
+        return issubclass(Tensor if issubclass(kind, Tensor) else kind, kinds)
+
+    def _hold(self, node: fx.Node, value: Any) -> None:
+        """Assert that a node has a value, unless nothing could give it another one."""
+        if node in self._held and not self._held[node]._erased:
+            return
+        if not self.examples.depends_on_inputs(node):
+            return
+        message = f"{HELD} at {calling_line()}"
+        condition: Any = node
+        if value is not True:
+            condition = self.create_node("call_function", operator.eq, (node, value), {})
+        self._held[node] = self.create_node(
+            "call_function", torch._assert, (condition, message), {}
+        )
+
+    def _attribute(self, path: str) -> Any:
+        owner, _, name = path.rpartition(".")
+        return getattr(cast("nn.Module", self.root).get_submodule(owner), name)
 
     def _forget_after(self, last: fx.Node | None) -> None:
         """Erase what a trace that failed has left in the graph."""
@@ -173,89 +232,16 @@ class Tracer(fx.Tracer):
             self.graph.erase_node(node)
 
 
-def hooked(module: Any) -> bool:
-    """Whether calling the module does more than its forward says."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def defaults(model: nn.Module, given: set[str]) -> dict[str, Any]:
-    """Arguments of the forward that keep their defaults: plain ones that no example is given of."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    return {
-        parameter.name: parameter.default
-        for parameter in parameters
-        if parameter.name not in given and isinstance(parameter.default, bool | int | float | None)
-    }
+@contextmanager
+def _deeper_stack() -> Iterator[None]:
+    """Let a trace go as deep as the model does when it runs."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit * FRAMES)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _autocast() -> tuple[bool, ...]:
     return tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
-
-
-class _State:
-    """The attributes of a module, and of its lists and dictionaries, to be put back."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.attributes = dict(vars(module))
-        self.containers = [
-            (value, _copy(value)) for value in self.attributes.values() if _is_container(value)
-        ]
-
-    def restore(self) -> str | None:
-        """Put all back; the name of an attribute that was changed, if one was."""
-        now = vars(self.module)
-        changed = [name for name in {**now, **self.attributes} if self._differs(name, now)]
-        for container, content in self.containers:
-            if list(_items(container)) != list(_items(content)):
-                if not _remembers(container, content):
-                    changed += [n for n, value in self.attributes.items() if value is container]
-                container.clear()
-                getattr(container, "extend" if type(container) is list else "update")(content)
-        for name in changed:
-            if name in self.attributes:
-                now[name] = self.attributes[name]
-            else:
-                del now[name]
-        return changed[0] if changed else None
-
-    def _differs(self, name: str, now: dict[str, Any]) -> bool:
-        missing = object()
-        return now.get(name, missing) is not self.attributes.get(name, missing)
-
-
-def _remembers(now: Any, before: Any) -> bool:
-    """Whether a dictionary only gained results that no input has a part in.
-
-    It is a cache then: to compute them anew in every call gives the same.
-    """
-    if not isinstance(now, dict):
-        return False
-    old = cast("dict[Any, Any]", before)
-    new = cast("dict[Any, Any]", now)
-    kept = all(key in new and new[key] is value for key, value in old.items())
-    added = [value for key, value in new.items() if key not in old]
-    return kept and all(isinstance(v, fx.Proxy) and _is_constant(v.node) for v in added)
-
-
-def _is_constant(node: fx.Node) -> bool:
-    """Whether a node is computed from parameters and buffers alone."""
-    if node.op not in ("call_function", "call_method"):
-        return node.op == "get_attr"
-    return all(map(_is_constant, node.all_input_nodes))
-
-
-def _is_container(value: Any) -> bool:
-    return type(value) in (list, dict, set)
-
-
-def _copy(container: Any) -> Any:
-    return type(container)(container)
-
-
-def _items(container: Any) -> Iterator[Any]:
-    """What tells one content from another, by identity."""
-    if isinstance(container, dict):
-        pairs = cast("dict[Any, Any]", container).items()
-        return ((key, id(value)) for key, value in pairs)
-    return (id(value) for value in container)

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The layout by the number of axes of a weight, (out, in/groups, *kernel)."""
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -34,12 +37,13 @@ class Traits:
 def traits(tensors: Iterable[Any], convolution: bool) -> Traits:
     """The traits of some weights, of a convolution or not; what is no tensor has none."""
     weights = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
-    images = [weight for weight in weights if weight.ndim == 4]  # (out, in/groups, *kernel)
     return Traits(
         any(weight.requires_grad for weight in weights),
         any(
-            weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-            for weight in images
+            weight.ndim in CHANNELS_LAST
+            and weight.is_contiguous(memory_format=CHANNELS_LAST[weight.ndim])
+            and not weight.is_contiguous()
+            for weight in weights
         ),
         convolution,
     )

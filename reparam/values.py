@@ -8,6 +8,7 @@ itself. Channel axes count from the end: for n spatial axes the channel axis is 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -156,6 +157,18 @@ class BatchNorm(Value):
     bias: Shaped[Tensor, " channels"] | None
     eps: float
     n: int | None
+
+    @cached_property
+    def exact_scale(self) -> Tensor:
+        """`gamma / sqrt(variance + eps)` in float64, (channels,)."""
+        scale = torch.rsqrt(self.variance.double() + self.eps)
+        return scale if self.weight is None else scale * self.weight.double()
+
+    @cached_property
+    def exact_shift(self) -> Tensor:
+        """`beta - scale * mean` in float64, (channels,)."""
+        shift = -self.exact_scale * self.mean.double()
+        return shift if self.bias is None else shift + self.bias.double()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x, (batch, channels, *spatial), in the dtype of x."""

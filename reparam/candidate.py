@@ -1,0 +1,121 @@
+"""What a region could become: a root as a sum of maps, and what one cost says of it.
+
+It is judged only when somebody asks, since most are never looked at.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from reparam.cost import FREE, Cost, cost
+from reparam.expansion import diagonal
+from reparam.graph import Call
+from reparam.terms import Group, Term, grouped
+from reparam.values import Conv, Sum
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The root as a sum of maps.
+
+    Attributes:
+        root: the call that is replaced.
+        terms: the maps of each tensor that is read.
+        removed: the calls that go, the root first, and their pixels per pixel of the root.
+        operations: how many these are.
+    """
+
+    root: Call
+    terms: dict[Call, tuple[Term, ...]]
+    removed: dict[Call, float]
+    operations: float
+
+    @cached_property
+    def groups(self) -> dict[Call, list[Group]]:
+        """For each tensor that is read, which maps of it become one."""
+        return {call: grouped(several) for call, several in self.terms.items()}
+
+    @cached_property
+    def before(self) -> Cost:
+        """What goes, per pixel of the root."""
+        total = FREE
+        for call, pixels in self.removed.items():
+            total += call_cost(call, self._channels, pixels)
+        return total
+
+    @cached_property
+    def after(self) -> Cost:
+        """What comes, per pixel of the root."""
+        return _written_cost(self.flat, self._channels)
+
+    @cached_property
+    def _channels(self) -> int:
+        """The channels of the root, for the cost of its additions."""
+        convs = (t.map for group in self.terms.values() for t in group if isinstance(t.map, Conv))
+        conv = next(convs, None)
+        return conv.out_channels if conv is not None else 1
+
+    @property
+    def fewer(self) -> bool:
+        """Whether operations fall. Each tensor takes one map at least: it may show without them."""
+        least = len(self.terms) - 1
+        return least < self.operations and self.after.operations < self.operations
+
+    @property
+    def profitable(self) -> bool:
+        """Whether operations fall and multiply-adds do not rise."""
+        cheaper = self.fewer and self.after.madds <= self.before.madds
+        return cheaper and not self.copied and all(map(_absorbed, self.flat))
+
+    @property
+    def copied(self) -> bool:
+        """Whether a convolution was copied to several operands of a sum before it.
+
+        That may save something now, but the operands, merged first, would save more.
+        """
+        left = sum(isinstance(g.map, Conv) and not g.map.affine for g in self.flat)
+        return left > sum(not isinstance(c.value, Sum) and not diagonal(c) for c in self.removed)
+
+    @property
+    def gain(self) -> Cost:
+        """Operations removed, then multiply-adds removed."""
+        return Cost(
+            self.before.operations - self.after.operations, self.before.madds - self.after.madds
+        )
+
+    @property
+    def flat(self) -> list[Group]:
+        """The maps that are left, of all tensors."""
+        return [group for groups in self.groups.values() for group in groups]
+
+    @property
+    def single(self) -> Group | None:
+        """The map, if the root is one map of one tensor."""
+        flat = self.flat
+        return flat[0] if len(flat) == 1 else None
+
+
+def call_cost(call: Call, channels: int, pixels: float) -> Cost:
+    """The cost of a call, as a convolution if it runs as one."""
+    return cost(call.value, channels, pixels, layer=call.traits.convolution)
+
+
+def _absorbed(group: Group) -> bool:
+    """Whether no skip, padding or average becomes a convolution that was none before."""
+    return group.convolutions > 0 or isinstance(group.map, Sum) or group.map.affine
+
+
+def shows_border(candidate: Candidate) -> bool:
+    """Whether a batch norm or scale went, but left a constant that the input is padded with."""
+    if not any(map(diagonal, candidate.removed)):
+        return False
+    return any(isinstance(g.map, Conv) and g.map.border is not None for g in candidate.flat)
+
+
+def _written_cost(flat: list[Group], channels: int) -> Cost:
+    total = Cost(len(flat) - 1, (len(flat) - 1) * channels)
+    for group in flat:
+        map_ = group.map
+        # In a sum of several, a coefficient of -1 is a subtraction, and 1 is nothing.
+        if isinstance(map_, Conv) or len(flat) == 1 or abs(map_.coefficients[0]) != 1:
+            total += cost(map_, channels, layer=group.convolutions > 0)
+    return total

@@ -1,0 +1,49 @@
+"""The paths of a result's modules and tensors: none in the way of another, of fx or of Python."""
+
+import itertools
+import keyword
+from collections.abc import Iterable
+
+from torch import fx
+
+RESERVED = ("code", "graph", "meta", "reparam_report")
+"""What a graph module sets on itself, and a compile on its result."""
+
+
+class Paths:
+    """The paths that are taken, and the folders that these lie in."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        """Start with paths of the model that the result will keep."""
+        self._occupied: set[str] = set()
+        for path in taken:
+            self.occupy(allowed(path))
+
+    def fresh(self, name: str) -> str:
+        """A path for a new module: the name, unless it is another's or a folder of others."""
+        name = allowed(name)
+        if not self._occupied.isdisjoint(_prefixes(name)):  # inside a module that is kept whole
+            name = name.replace(".", "_")
+        numbered = (f"{name}_fused{number}" for number in itertools.count(2))
+        for path in itertools.chain((name, f"{name}.fused", f"{name}_fused"), numbered):
+            if f"{path}." not in self._occupied and self._occupied.isdisjoint(_prefixes(path)):
+                return path
+        raise AssertionError("one of all numbers is free")
+
+    def occupy(self, path: str) -> None:
+        """Note a path as taken, and the folders that it lies in as folders."""
+        self._occupied |= {path, *(f"{folder}." for folder in _prefixes(path))}
+
+
+def allowed(path: str) -> str:
+    """The path, but for names that a graph module or Python's grammar has taken."""
+    first, *others = path.split(".")
+    if first in RESERVED or hasattr(fx.GraphModule, first):
+        first = f"{first}_"
+    return ".".join(f"{p}_" if keyword.iskeyword(p) else p for p in (first, *others))
+
+
+def _prefixes(path: str) -> list[str]:
+    """The path, and all folders that it lies in."""
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]

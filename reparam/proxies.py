@@ -1,0 +1,209 @@
+"""Stand-ins for tensors while a forward is traced, and what Python may ask of them.
+
+Arithmetic with sizes is recorded. Where Python itself needs a value, to branch or to count, the
+example inputs give it, and the trace is held to it by an assertion.
+"""
+
+import builtins
+import dis
+import operator
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any, no_type_check
+from unittest import mock
+
+import torch
+from torch import fx
+from torch.fx.proxy import Attribute, TraceError
+
+from reparam.arguments import found
+
+IN_PLACE = (
+    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor",
+)  # fmt: skip
+
+FACTORIES: dict[str, Any] = {
+    name: getattr(torch, name)
+    for name in ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor")
+}
+"""Functions of torch that take sizes one by one, or build a tensor of numbers: given a stand-in,
+they fail before anybody is asked."""
+
+IGNORED = ("CACHE", "NOT_TAKEN", "TO_BOOL")
+"""Instructions that stand between a test and its jump in some versions of Python."""
+
+DICTIONARY_VIEWS: dict[str, Callable[[Any, Any], Any]] = {
+    "keys": lambda proxy, key: key,
+    "values": lambda proxy, key: proxy[key],
+    "items": lambda proxy, key: (key, proxy[key]),
+}
+
+
+@no_type_check  # a check of annotations would stand between a proxy and the code that asks it
+class _Recorded:
+    """What both kinds of proxies do beyond fx's own."""
+
+    tracer: Any
+    node: fx.Node
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Record the assignment."""
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what would be lost."""
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            raise TraceError(f"it assigns to the attribute {name!r} of a tensor")
+        object.__setattr__(self, name, value)
+
+    def __bool__(self) -> bool:
+        """Record an assertion; else the truth for the example inputs, to which others are held."""
+        message = _asserted(sys._getframe(1))
+        if message is not None:
+            self.tracer.create_proxy("call_function", torch._assert, (self, message), {})
+            return True
+        return bool(self.tracer.held(self))
+
+    def __int__(self) -> int:
+        """The number for the example inputs, which the trace is held to."""
+        return int(self.tracer.held(self))
+
+    def __float__(self) -> float:
+        """The number for the example inputs, which the trace is held to."""
+        return float(self.tracer.held(self))
+
+    def __len__(self) -> int:
+        """The number for the example inputs, which the trace is held to."""
+        return self.tracer.held_length(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        """As many parts as are unpacked; else the number for the example inputs."""
+        count = _unpacked(sys._getframe(1))
+        if self.tracer.examples.kind(self.node) is dict:
+            return iter(self.keys())
+        count = len(self) if count is None else count
+        return (self[number] for number in range(count))  # type: ignore[index]
+
+    def __contains__(self, item: Any) -> bool:
+        """Whether a part is equal, or a dictionary has the key."""
+        if issubclass(self.tracer.examples.kind(self.node) or object, Mapping):
+            return item in self.keys()
+        return any(part is item or part == item for part in self)
+
+    def keys(self) -> Any:
+        """The keys of a dictionary; else a call of the method."""
+        return AttributeProxy(self, "keys")()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A tensor can't be called."""
+        raise TraceError("it calls what it is given as an argument")
+
+
+def _in_place(name: str) -> Any:
+    function = getattr(operator, name)
+
+    def record(self: Any, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in IN_PLACE:
+    setattr(_Recorded, f"__{_name}__", _in_place(_name))
+
+
+class TensorProxy(_Recorded, fx.Proxy):
+    """Stands for a tensor."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Stand for an attribute of it, or a method."""
+        if name in ("_is_param", "_is_buffer"):  # what torch asks to tell its own
+            return False
+        return AttributeProxy(self, name)
+
+
+class AttributeProxy(_Recorded, Attribute):
+    """Stands for an attribute, which becomes a node when it is used as a value."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Stand for an attribute of the attribute."""
+        return AttributeProxy(self, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Record the call of a method; go through a dictionary, whose keys are known."""
+        if self.attr in DICTIONARY_VIEWS and not args:
+            value = self.tracer.known_value(self.root)
+            if isinstance(value, Mapping):
+                self.tracer.held_length(self.root)  # and each key is read
+                return [DICTIONARY_VIEWS[self.attr](self.root, key) for key in value]
+        return Attribute.__call__(self, *args, **kwargs)
+
+
+def _unpacked(frame: FrameType) -> int | None:
+    """The number of names that the code of a frame is unpacking a value into."""
+    code, here = frame.f_code.co_code, frame.f_lasti
+    return code[here + 1] if dis.opname[code[here]] == "UNPACK_SEQUENCE" else None
+
+
+def _asserted(frame: FrameType) -> str | None:
+    """Where the code of a frame is testing an assertion: what it is about."""
+    following = (i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti)
+    jump, raising, *_ = [i for i in following if i.opname not in IGNORED] + [None, None]
+    if jump is None or raising is None or not jump.opname.endswith("IF_TRUE"):
+        return None
+    if "ASSERTION_ERROR" not in raising.opname and raising.argrepr != "AssertionError":
+        return None
+    return f"an assertion in {frame.f_code.co_qualname}"
+
+
+@contextmanager
+@no_type_check  # it would ask isinstance itself
+def python_asks(tracer: Any) -> Iterator[None]:
+    """Have Python's and torch's own functions heed proxies while a forward is traced."""
+    own_isinstance, own_range = builtins.isinstance, builtins.range
+
+    def is_instance(instance: Any, kinds: Any) -> bool:
+        if kinds is counted:
+            kinds = own_range
+        if own_isinstance(instance, kinds):
+            return True
+        if type(instance) is not TensorProxy and type(instance) is not AttributeProxy:
+            return False
+        return tracer.stands_for(instance, kinds)
+
+    def counted(*bounds: Any) -> range:
+        plain = (int(bound) if own_isinstance(bound, fx.Proxy) else bound for bound in bounds)
+        return own_range(*plain)
+
+    def recorded(factory: Any) -> Any:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            if found((args, kwargs), fx.Proxy):
+                return tracer.create_proxy("call_function", factory, args, kwargs)
+            return factory(*args, **kwargs)
+
+        return make
+
+    own_autocast = torch.autocast.__init__
+
+    def autocast(region: Any, device_type: Any, *args: Any, **kwargs: Any) -> None:
+        if own_isinstance(device_type, fx.Proxy):
+            device_type = tracer.examples(device_type.node)
+        own_autocast(region, device_type, *args, **kwargs)
+
+    def sized(factory: Any) -> Any:
+        def make(*sizes: Any, **kwargs: Any) -> Any:
+            packed = sizes if isinstance(sizes[0], tuple | list) else (sizes,)
+            return recorded(factory)(*(packed if found(sizes, fx.Proxy) else sizes), **kwargs)
+
+        return make
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(builtins, "isinstance", is_instance))
+        stack.enter_context(mock.patch.object(builtins, "range", counted))
+        for name, factory in FACTORIES.items():
+            patch = recorded if "tensor" in name else sized
+            stack.enter_context(mock.patch.object(torch, name, patch(factory)))
+        stack.enter_context(mock.patch.object(torch.autocast, "__init__", autocast))
+        yield

@@ -1,0 +1,76 @@
+"""The attributes of modules, to be put back after their forward was run for what it tells."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import fx, nn
+
+
+class State:
+    """The attributes of a module, and of its lists and dictionaries, to be put back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Remember them as they are."""
+        self.module = module
+        self.attributes = dict(vars(module))
+        self.containers = [
+            (value, _copy(value)) for value in self.attributes.values() if _is_container(value)
+        ]
+
+    def restore(self) -> str | None:
+        """Put all back; the name of an attribute that was changed, if one was."""
+        now = vars(self.module)
+        changed = [name for name in {**now, **self.attributes} if self._differs(name, now)]
+        for container, content in self.containers:
+            if list(_items(container)) != list(_items(content)):
+                if not _remembers(container, content):
+                    changed += [n for n, value in self.attributes.items() if value is container]
+                container.clear()
+                getattr(container, "extend" if type(container) is list else "update")(content)
+        for name in changed:
+            if name in self.attributes:
+                now[name] = self.attributes[name]
+            else:
+                del now[name]
+        return changed[0] if changed else None
+
+    def _differs(self, name: str, now: dict[str, Any]) -> bool:
+        missing = object()
+        return now.get(name, missing) is not self.attributes.get(name, missing)
+
+
+def _remembers(now: Any, before: Any) -> bool:
+    """Whether a dictionary only gained results that no input has a part in.
+
+    It is a cache then: to compute them anew in every call gives the same.
+    """
+    if not isinstance(now, dict):
+        return False
+    old = cast("dict[Any, Any]", before)
+    new = cast("dict[Any, Any]", now)
+    kept = all(key in new and new[key] is value for key, value in old.items())
+    added = [value for key, value in new.items() if key not in old]
+    return kept and all(isinstance(v, fx.Proxy) and is_constant(v.node) for v in added)
+
+
+def is_constant(node: fx.Node) -> bool:
+    """Whether a node is computed from parameters and buffers alone."""
+    if node.op not in ("call_function", "call_method"):
+        return node.op == "get_attr"
+    return all(map(is_constant, node.all_input_nodes))
+
+
+def _is_container(value: Any) -> bool:
+    return type(value) in (list, dict, set)
+
+
+def _copy(container: Any) -> Any:
+    return type(container)(container)
+
+
+def _items(container: Any) -> Iterator[Any]:
+    """What tells one content from another, by identity."""
+    if isinstance(container, dict):
+        pairs = cast("dict[Any, Any]", container).items()
+        return ((key, id(value)) for key, value in pairs)
+    return (id(value) for value in container)

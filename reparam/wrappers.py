@@ -1,0 +1,104 @@
+"""The model inside of wrappers, with weights in the place of what computes them."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+
+from reparam import known
+
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",
+    "ModelEma": "ema",
+    "ModelEmaV2": "module",
+    "ModelEmaV3": "module",
+}
+"""Where wrappers keep the model, by the names of their classes: most are costly to import."""
+
+LIBRARIES = ("torch.", "timm.")
+
+REMOVERS: dict[str, Any] = {
+    "WeightNorm": lambda module, hook: remove_weight_norm(module, hook.name),
+    "SpectralNorm": lambda module, hook: remove_spectral_norm(module, hook.name),
+}
+"""How torch removes its older hooks that compute a weight, by their classes."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of wrappers that add nothing to what it computes."""
+    while True:
+        kind = type(model)
+        name = WRAPPERS.get(kind.__name__)
+        if name is None or not kind.__module__.startswith(LIBRARIES) or known.hooked(model):
+            return model
+        model = getattr(model, name)
+
+
+def materialised(model: nn.Module) -> nn.Module:
+    """The model, or a copy of it with plain weights where torch computes them in every call.
+
+    That is what torch's parametrizations and prunings do, weight and spectral norm in their older
+    form included.
+    """
+    if not any(parametrize.is_parametrized(m) or _hooks(m) for m in model.modules()):
+        return model
+    copied = duplicate(model)
+    for module in copied.modules():
+        for hook in _hooks(module):
+            remove = REMOVERS.get(type(hook).__name__)
+            if remove is not None:
+                remove(module, hook)
+            else:
+                prune.remove(module, hook._tensor_name)
+        if parametrize.is_parametrized(module):
+            _materialise(module)
+    return copied
+
+
+def duplicate(content: Any, parts: dict[Any, Any] | None = None) -> Any:
+    """A deep copy of a module, with what torch computed and left in it as plain tensors.
+
+    Args:
+        content: what is copied.
+        parts: what takes the place of parts, by their identity; copies are added to it.
+    """
+    memo: dict[Any, Any] = {} if parts is None else parts
+    for module in content.modules() if isinstance(content, nn.Module) else ():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(content, memo)
+
+
+def _materialise(module: Any) -> None:
+    """Hold what the parametrizations give as parameters.
+
+    torch's own removal takes the properties out of a class that the copy shares with the original.
+    """
+    names = list(module.parametrizations)
+    weights = {name: getattr(module, name).detach().clone() for name in names}
+    trained = {
+        name: any(p.requires_grad for p in module.parametrizations[name].parameters())
+        for name in names
+    }
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, weight in weights.items():
+        module.register_parameter(name, nn.Parameter(weight, requires_grad=trained[name]))
+
+
+def _hooks(module: Any) -> list[Any]:
+    """Torch's own hooks that compute a weight before each call."""
+    return list(_own(module._forward_pre_hooks.values()))
+
+
+def _own(hooks: Any) -> Iterator[Any]:
+    for hook in hooks:
+        own = type(hook).__module__.startswith("torch.nn.utils.")
+        if own and (type(hook).__name__ in REMOVERS or isinstance(hook, prune.BasePruningMethod)):
+            yield hook
