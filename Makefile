@@ -9,7 +9,7 @@ READY := .venv/ready
 RUN := $(BIN)/python -m tests.with_torchvision
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check evidence format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: $(READY)  ## Check format, lint, types and import rules, then run the tes
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 	$(MAKE) test
+
+evidence: $(READY)  ## Measure timm's families anew, and write the table in the docs (resumable)
+	$(RUN) docs/families_page.py
 
 format: $(READY)  ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix-only .

@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -93,7 +93,7 @@ def measure_latency(model: nn.Module, fused: nn.Module, images: Tensor, runs: in
 
 
 @torch.inference_mode()
-def compare(model: nn.Module, fused: fx.GraphModule, images: Tensor, labels: Tensor) -> Table:
+def compare(model: nn.Module, fused: nn.Module, images: Tensor, labels: Tensor) -> Table:
     """Accuracy, size and latency of both."""
     table = Table("", title="Before and after compiling (latency: medians, one thread)")
     for column in ("training form", "fused", "ratio"):

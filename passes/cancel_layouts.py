@@ -21,7 +21,7 @@ from reparam import Call, Replace, rewrite
 from reparam.values import Layout
 
 
-@rewrite
+@rewrite(on=Layout)
 def cancel_layouts(call: Call) -> Replace | None:
     """Pass on the tensor that a chain of rearrangements of one kind began with."""
     value = call.value

@@ -10,7 +10,8 @@ Algebra:
     1·x + 0 = x
 
 Legal when:
-    The factor is exactly 1 and the dtype stays; an assertion is proven by what is known of shapes.
+    The factor is exactly 1 and the dtype stays; an assertion of the model's own is proven by what
+    is known of shapes.
     A number of axes that the model asserts is known, as it is from a batch norm that demands it.
 
 Profitable when:
@@ -20,10 +21,11 @@ Profitable when:
 from reparam import Call, Replace, require, rewrite
 from reparam.graph import INPUT, Apply
 from reparam.known import ASSERT
+from reparam.tracer import HELD
 from reparam.values import IDENTITY, Constant, Opaque, Sum
 
 
-@rewrite
+@rewrite(on=Opaque | Sum)
 def drop_noops(call: Call) -> Replace | None:
     """Pass the input of a no-op on to its readers; drop a proven assertion."""
     value = call.value
@@ -38,5 +40,7 @@ def drop_noops(call: Call) -> Replace | None:
     if isinstance(value, Opaque) and value.target is ASSERT:
         condition = call.inputs[0] if call.inputs else None
         proven = condition is not None and condition.facts is True and not call.readers
+        # What a trace took for granted is known from the example inputs alone, and has to stay.
+        proven = proven and not str(call.arguments[-1]).startswith(HELD)
         return Replace({call: Apply(Constant(None), ())}) if proven else None
     return None

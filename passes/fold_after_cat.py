@@ -23,10 +23,10 @@ from reparam.graph import Apply, same_dtype
 from reparam.operator_laws import as_convolution
 from reparam.operators import Cat
 from reparam.region import diagonal
-from reparam.values import Conv
+from reparam.values import BatchNorm, Conv
 
 
-@rewrite
+@rewrite(on=BatchNorm | Conv)
 def fold_after_cat(call: Call) -> Replace | None:
     """Split what scales a concatenation among the layers that make its parts."""
     if not diagonal(call):

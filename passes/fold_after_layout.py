@@ -28,10 +28,10 @@ from reparam.graph import Apply, Expression, same_dtype
 from reparam.known import kind
 from reparam.layout import Track, rearrangements
 from reparam.operator_laws import as_convolution
-from reparam.values import Conv, Layout, Opaque, Sum
+from reparam.values import BatchNorm, Conv, Layout, Opaque, Sum
 
 
-@rewrite
+@rewrite(on=BatchNorm | Conv | Sum)
 def fold_after_layout(call: Call) -> Replace | None:
     """Fold what scales a rearranged tensor into the layer that it was rearranged from."""
     if not (multiple(call) or diagonal(call)):

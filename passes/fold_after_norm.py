@@ -21,9 +21,10 @@ from reparam.graph import same_dtype
 from reparam.operator_laws import as_convolution, norm_axes, scale_norm
 from reparam.operators import Norm
 from reparam.region import diagonal
+from reparam.values import BatchNorm, Conv
 
 
-@rewrite
+@rewrite(on=BatchNorm | Conv)
 def fold_after_norm(call: Call) -> Replace | None:
     """Merge a layer scale or a batch norm with the norm that it reads."""
     if not diagonal(call):

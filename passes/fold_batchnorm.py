@@ -23,7 +23,7 @@ from reparam.region import affine_call, merge
 from reparam.values import BatchNorm, Conv
 
 
-@rewrite
+@rewrite(on=BatchNorm)
 def fold_batchnorm(call: Call) -> Replace | None:
     """Merge a batch norm with the convolution that it reads."""
     if not isinstance(call.value, BatchNorm):

@@ -21,8 +21,8 @@ Source: Vasu et al., "FastViT", ICCV 2023, equations 1 to 3.
 """
 
 from reparam import Call, Replace, rewrite
-from reparam.candidate import Candidate
 from reparam.region import affine_call, merge
+from reparam.terms import Group
 from reparam.values import Conv, Sum
 
 
@@ -32,15 +32,15 @@ def _through(call: Call) -> bool:
     return affine_call(call) and not (isinstance(value, Conv) and not value.depthwise)
 
 
-def _folded(candidate: Candidate) -> bool:
+def _folded(groups: list[Group]) -> bool:
     """Whether the root is one depthwise convolution that a skip went into."""
-    term = candidate.single
+    (group, *others) = groups
     return (
-        term is not None
-        and isinstance(term.map, Conv)
-        and term.map.depthwise
-        and term.skips > 0
-        and term.convolutions > 0
+        not others
+        and isinstance(group.map, Conv)
+        and group.map.depthwise
+        and group.skips > 0
+        and group.convolutions > 0
     )
 
 

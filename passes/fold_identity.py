@@ -19,8 +19,9 @@ Source: Ding et al., "RepVGG", CVPR 2021, section 3.3.
 """
 
 from reparam import Call, Declined, Replace, rewrite
-from reparam.candidate import Candidate
+from reparam.graph import INPUT
 from reparam.region import LONGEST, affine_call, merge
+from reparam.terms import Group
 from reparam.values import Conv, Layout, Sum
 
 
@@ -32,11 +33,14 @@ def _through(call: Call) -> bool:
     )
 
 
-def _folded(candidate: Candidate) -> bool:
+def _folded(groups: list[Group]) -> bool:
     """Whether a skip went into a convolution that mixes channels."""
     return any(
-        term.skips and term.convolutions and isinstance(term.map, Conv) and not term.map.depthwise
-        for term in candidate.flat
+        group.skips
+        and group.convolutions
+        and isinstance(group.map, Conv)
+        and not group.map.depthwise
+        for group in groups
     )
 
 
@@ -52,7 +56,10 @@ def fold_identity(call: Call) -> Replace | None:
 
 
 def _obstacle(call: Call) -> Call | None:
-    """The latest call on the branches of a sum that is not linear, if it is anywhere near."""
+    """The latest call on the branches of a sum that is not linear, if it is anywhere near.
+
+    Where all branches begin, or the model does, is on none of them.
+    """
     pending = {call}
     for _ in range(LONGEST):
         found = max(pending)
@@ -62,5 +69,5 @@ def _obstacle(call: Call) -> Call | None:
         elif affine_call(found):
             pending.update(found.inputs)
         else:
-            return found
+            return found if pending and found.value is not INPUT else None
     return None

@@ -31,7 +31,7 @@ from reparam.region import diagonal
 from reparam.values import Conv, Layout
 
 
-@rewrite
+@rewrite(on=Conv)
 def fold_into_linear(call: Call) -> Replace | None:
     """Merge a linear layer with the convolution whose flattened result it reads."""
     linear = call.value

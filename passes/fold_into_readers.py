@@ -37,7 +37,7 @@ from reparam.region import affine_call, diagonal
 from reparam.values import BatchNorm, Conv
 
 
-@rewrite
+@rewrite(on=BatchNorm | Conv | Norm)
 def fold_into_readers(call: Call) -> Replace | None:
     """Fold what scales channels forwards, through rearrangements, into every reader."""
     value = call.value

@@ -23,7 +23,7 @@ from reparam.region import merge
 from reparam.values import Conv, Sum
 
 
-@rewrite
+@rewrite(on=Conv)
 def fold_layer_scale(call: Call) -> Replace | None:
     """Merge a scale per channel with the convolution before it."""
     if not (isinstance(call.value, Conv) and call.value.affine):

@@ -24,10 +24,10 @@ from reparam.expansion import diagonal, multiple
 from reparam.graph import same_dtype
 from reparam.operator_laws import as_convolution, scale_transposed_output
 from reparam.operators import ConvTranspose
-from reparam.values import Sum
+from reparam.values import BatchNorm, Conv, Sum
 
 
-@rewrite
+@rewrite(on=BatchNorm | Conv | Sum)
 def fold_transposed(call: Call) -> Replace | None:
     """Merge a batch norm, a scale or a multiple with the transposed convolution that it reads."""
     value = call.value

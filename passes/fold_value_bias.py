@@ -31,7 +31,7 @@ from reparam.region import diagonal
 from reparam.values import Conv, Opaque
 
 
-@rewrite
+@rewrite(on=Conv)
 def fold_value_bias(call: Call) -> Replace | None:
     """Move a bias from the layer of the values to the projection."""
     projection = call.value

@@ -20,8 +20,8 @@ Source: Ding et al., "RepVGG", CVPR 2021, section 3.3.
 """
 
 from reparam import Call, Replace, rewrite
-from reparam.candidate import Candidate
 from reparam.region import diagonal, merge
+from reparam.terms import Group
 from reparam.values import Conv, Sum
 
 
@@ -33,9 +33,9 @@ def _through(call: Call) -> bool:
     return isinstance(call.value, Sum | Conv)
 
 
-def _merged(candidate: Candidate) -> bool:
+def _merged(groups: list[Group]) -> bool:
     """Whether convolutions of one input have met, and no skip with them."""
-    return any(term.convolutions > 1 and not term.skips for term in candidate.flat)
+    return any(group.convolutions > 1 and not group.skips for group in groups)
 
 
 @rewrite

@@ -25,7 +25,7 @@ from reparam.values import Conv, Layout
 KINDS = ("reshape", "permute", "slice")
 
 
-@rewrite
+@rewrite(on=Layout)
 def select_rows(call: Call) -> Replace | None:
     """Make a convolution of one whose output channels are rearranged."""
     chain, source = rearrangements(call)

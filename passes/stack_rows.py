@@ -28,7 +28,7 @@ from reparam.operators import Cat
 from reparam.values import Conv
 
 
-@rewrite
+@rewrite(on=Cat)
 def stack_rows(call: Call) -> Replace | None:
     """Make one convolution of a concatenation of several."""
     cat = call.value

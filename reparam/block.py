@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import fx, nn
 
 from reparam.bound import copy_before_writes
-from reparam.capture import Capture, capture
+from reparam.capture import Capture, capture, modules_of
 from reparam.driver import Driver, Listener
 from reparam.effects import fenced
 from reparam.errors import TrainingModeError, UntracedError
@@ -122,6 +122,10 @@ class Block:
         targets = {str(node.target) for node in captured.graph.nodes if node.op != "call_function"}
         whole = [path for path in captured.untraced if path in targets]
         apart = [p for p in whole if not any(target.startswith(f"{p}.") for target in targets)]
+        for path in whole:
+            if path not in apart and any(True for _ in called_parts(captured.attribute(path))):
+                reason = "its parts are called from elsewhere as well, and stay as they are"
+                self._say(Remark("missed", "capture", path, reason))
         return self._compile_parts({path: captured.attribute(path) for path in apart})
 
     def _compile_parts(self, whole: Mapping[str, nn.Module]) -> dict[int, nn.Module]:
@@ -136,7 +140,7 @@ class Block:
         }
         found: dict[int, nn.Module] = {}
         for path, module in whole.items():
-            places = {id(part): name for name, part in module.named_modules()}
+            places = {id(part): name for name, part in modules_of(module)}
             for part in called[id(module)]:
                 if id(part) not in found and id(part) not in read:
                     place = f"{path}.{places[id(part)]}".strip(".")

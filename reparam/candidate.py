@@ -3,13 +3,15 @@
 It is judged only when somebody asks, since most are never looked at.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 from reparam.cost import FREE, Cost, cost
 from reparam.expansion import diagonal
 from reparam.graph import Call
-from reparam.terms import Group, Term, grouped
+from reparam.terms import Group, Term, extra_madds, grouped, joined
 from reparam.values import Conv, Sum
 
 
@@ -87,11 +89,24 @@ class Candidate:
         """The maps that are left, of all tensors."""
         return [group for groups in self.groups.values() for group in groups]
 
-    @property
-    def single(self) -> Group | None:
-        """The map, if the root is one map of one tensor."""
-        flat = self.flat
-        return flat[0] if len(flat) == 1 else None
+    def apart(self, accept: Callable[[list[Group]], bool]) -> tuple[Group, Group] | None:
+        """Of the maps of one tensor that did not become one, the two that came nearest to it.
+
+        Args:
+            accept: which maps would be accepted if those two were one.
+        """
+        several = (
+            pair
+            for call, terms in self.terms.items()
+            if len(terms) > 1
+            for pair in combinations(self.groups[call], 2)
+        )
+        wanted = (
+            (a, b)
+            for a, b in several
+            if accept([joined(a, b), *(g for g in self.flat if g is not a and g is not b)])
+        )
+        return min(wanted, key=lambda pair: extra_madds(pair[0].map, pair[1].map), default=None)
 
 
 def call_cost(call: Call, channels: int, pixels: float) -> Cost:

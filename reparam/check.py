@@ -5,6 +5,9 @@ interior. What can't be evaluated is no evidence, and no evidence is a failure.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -15,11 +18,14 @@ from reparam.errors import Declined, Rejected, first_line
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
 from reparam.operators import AvgPool
 from reparam.sizes import Assignment, Size, Symbol
-from reparam.values import Conv, Layout, Opaque, Shape
+from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Value
 from reparam.verify import EXACT, relative_difference
 
 SEED = 20230814
 """The leaves are the same in every run, so that a compile is reproducible."""
+
+DRAWN = 2**18
+"""How many numbers are drawn once for all checks. What a check needs beyond, it draws itself."""
 
 
 def check(rewrite: Mapping[Call, Expression]) -> float:
@@ -29,9 +35,11 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
         Rejected: if the two sides differ by more than rounding, or the new one fails.
         Declined: if the old one does not run by itself.
     """
-    known = _leaves(rewrite)
-    reach, stride = _window(rewrite)
-    generator = torch.Generator().manual_seed(SEED)
+    cut = _cut(rewrite)
+    computed = {*rewrite, *_between(rewrite, cut)}
+    known = _leaves(rewrite, cut, computed)
+    reach, stride = _window(rewrite, cut, computed)
+    numbers, wide = _Numbers(), dict[Value, Value]()
     worst, interior = 0.0, False
     plain = ((reach // 2 + 1, max(reach - 1, 1)), (reach + stride, reach + stride + 1))
     # Where these are too small for a pool in between, or not what a linear layer reads whole.
@@ -39,15 +47,15 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
     for sizes in (*plain, *others):
         if interior and sizes in others:
             break
-        tensors = _draw(known, sizes, generator)
+        tensors = _draw(known, sizes, numbers)
         try:
-            old = [_Evaluation(tensors)(root) for root in rewrite]
+            old = list(map(_Evaluation(tensors, wide), rewrite))
         except RuntimeError:
             continue  # too small for a kernel; the larger size must do
         if any(isinstance(result, Tensor) and not result.numel() for result in old):
             continue  # nothing is left of it
         try:
-            new = [_Evaluation(tensors)(expression) for expression in rewrite.values()]
+            new = list(map(_Evaluation(tensors, wide), rewrite.values()))
         except Exception as error:
             raise Rejected(f"its replacement fails: {first_line(error)}") from error
         interior = True
@@ -72,9 +80,8 @@ def _sized(call: Call) -> bool:
     return isinstance(call.value, Shape) or isinstance(call.facts, Size | tuple)
 
 
-def _between(rewrite: Mapping[Call, Expression]) -> set[Call]:
+def _between(rewrite: Mapping[Call, Expression], cut: set[Call]) -> set[Call]:
     """The calls that the old side computes from the cut, by way of tensors: none may be drawn."""
-    cut = _cut(rewrite)
     if not cut:
         return set()
     first = min(cut)
@@ -92,9 +99,8 @@ def _between(rewrite: Mapping[Call, Expression]) -> set[Call]:
     return between
 
 
-def _leaves(rewrite: Mapping[Call, Expression]) -> list[Call]:
+def _leaves(rewrite: Mapping[Call, Expression], cut: set[Call], computed: set[Call]) -> list[Call]:
     """The calls that tensors are drawn for: what both sides are computed from."""
-    cut, computed = _cut(rewrite), {*rewrite, *_between(rewrite)}
     drawn = set(cut)
     seen: set[Call] = set()
     pending = [*rewrite, *(call for call in leaves(rewrite.values()) if _sized(call))]
@@ -123,10 +129,11 @@ def _exact(call: Call) -> bool:
     return call.shape is not None and call.shape.exact
 
 
-def _window(rewrite: Mapping[Call, Expression]) -> tuple[int, int]:
-    """The longest kernel on either side, dilation included, and the largest stride."""
+def _window(
+    rewrite: Mapping[Call, Expression], cut: set[Call], computed: set[Call]
+) -> tuple[int, int]:
+    """The longest kernel on either side, dilation included, 3 at least, and the largest stride."""
     longest, stride = 3, 1
-    cut, computed = _cut(rewrite), {*rewrite, *_between(rewrite)}
     seen: set[Call | Apply] = set()
     pending: list[Call | Apply] = [*rewrite, *rewrite.values()]
     while pending:
@@ -158,17 +165,36 @@ def _reach(conv: Conv) -> list[int]:
     return [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel, strict=True)]
 
 
-def _draw(
-    calls: list[Call], sizes: tuple[int, int], generator: torch.Generator
-) -> dict[Call, Tensor]:
+@cache
+def _drawn() -> Tensor:
+    """The first numbers of every check: to draw them takes longer than all else of a small one."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randn(DRAWN, generator=generator, dtype=torch.float64)
+
+
+class _Numbers:
+    """The random numbers of one check, each given out once."""
+
+    def __init__(self) -> None:
+        self._used = 0
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        first, self._used = self._used, self._used + prod(shape)
+        if self._used <= DRAWN:
+            return _drawn()[first : self._used].reshape(shape)
+        generator = torch.Generator().manual_seed(SEED + self._used)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _draw(calls: list[Call], sizes: tuple[int, int], numbers: _Numbers) -> dict[Call, Tensor]:
     """Random float64 tensors of the calls' shapes; equal symbols get equal sizes."""
     batch = {
         c.shape.axes[0].symbols[0]
         for c in calls
         if c.shape and c.shape.exact and c.shape.axes and c.shape.axes[0].symbols
     }
-    numbers: dict[Symbol, int] = dict.fromkeys(batch, 2)
-    assignment = Assignment(sizes, numbers)
+    given: dict[Symbol, int] = dict.fromkeys(batch, 2)
+    assignment = Assignment(sizes, given)
     every = {s for c in calls if c.shape for axis in c.shape.axes for s in axis.symbols}
     for symbol in sorted(every, key=lambda symbol: symbol.serial):
         assignment.number(symbol)
@@ -177,8 +203,7 @@ def _draw(
         # Of a tensor that nothing is known of, any shape is a test, if what reads it takes it.
         axes = (2, 3, *sizes) if call.shape is None else tuple(map(assignment, call.shape.axes))
         shape = axes if call.shape is None or call.shape.exact else (1, *axes)
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
-        tensors[call] = drawn.to(_device(call))
+        tensors[call] = numbers(shape).to(_device(call))
     return tensors
 
 
@@ -190,19 +215,32 @@ def _device(call: Call) -> torch.device:
 class _Evaluation:
     """Evaluates calls and expressions from given tensors, each once."""
 
-    def __init__(self, tensors: dict[Call, Tensor]) -> None:
-        # A module that works in place writes to what it is given.
-        self.results: dict[Any, Any] = {call: drawn.clone() for call, drawn in tensors.items()}
+    def __init__(self, tensors: dict[Call, Tensor], wide: dict[Value, Value]) -> None:
+        """`wide` keeps values in float64, from one size to the next."""
+        self._wide = wide
+        # A value of anyone's may write to what it is given.
+        self._results: dict[Any, Any] = {call: drawn.clone() for call, drawn in tensors.items()}
 
     def __call__(self, part: Call | Apply) -> Any:
-        if part not in self.results:
+        if part not in self._results:
             if isinstance(part, Call):
                 args, kwargs = mapped(
                     (part.node.args, part.node.kwargs), fx.Node, lambda node: self(Call(node))
                 )
             else:
                 args, kwargs = mapped((part.inputs, dict(part.options)), (Call, Apply), self)
+            if isinstance(part.value, Opaque) and not isinstance(part.value, Layout):
+                # A module that works in place writes to what others may read.
+                args, kwargs = mapped((args, kwargs), Tensor, Tensor.clone)
             with torch.no_grad():
-                value = part.value.widened() if isinstance(part.value, Opaque) else part.value
-                self.results[part] = value(*args, **kwargs)
-        return self.results[part]
+                self._results[part] = self._widened(part.value)(*args, **kwargs)
+        return self._results[part]
+
+    def _widened(self, value: Value) -> Value:
+        if isinstance(value, Opaque):
+            return value.widened()
+        if isinstance(value, BatchNorm | Conv) and value not in self._wide:
+            held = {name: getattr(value, name) for name in value.__dataclass_fields__}
+            wide = {name: t.double() for name, t in held.items() if isinstance(t, Tensor)}
+            self._wide[value] = replace(value, **wide)
+        return self._wide.get(value, value)

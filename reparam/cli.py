@@ -20,7 +20,7 @@ from typing import Annotated, cast
 
 import typer
 from rich.console import Console
-from torch import fx
+from torch import nn
 
 from reparam.compiler import compile as compile_model
 from reparam.errors import ExportError, ReparamError, VerificationError
@@ -210,7 +210,7 @@ def _fuse(
     size: tuple[int, ...] | None,
     verify: bool,
     say: Callable[[str], None],
-) -> tuple[Source, fx.GraphModule]:
+) -> tuple[Source, nn.Module]:
     say(f"building {source}")
     found = resolve(source, checkpoint=checkpoint, input_size=size)
     say(f"fusing {source}")

@@ -113,6 +113,8 @@ class Constants:
 
     def operations(self, node: fx.Node, inputs: Iterable[fx.Node]) -> int:
         """How many constants are computed for a call that is not applied to them."""
+        if not self._computed:
+            return 0
         pending = [source for source in node.all_input_nodes if source not in inputs]
         needed: set[fx.Node] = set()
         while pending:

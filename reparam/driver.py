@@ -1,6 +1,7 @@
 """Run passes over a graph of values until nothing changes. The only place that edits the graph."""
 
 import bisect
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,19 +26,37 @@ Listener = Callable[[Remark], None]
 class _Queue:
     """Calls to offer to passes. Earlier passes come first, then calls nearer to the outputs.
 
-    A call waits for one pass at a time, since none is asked before all earlier ones were.
+    A call waits for one pass at a time, since none is asked before all earlier ones were, and only
+    for passes on values of its kind.
     """
 
-    def __init__(self, passes: int) -> None:
+    def __init__(self, passes: tuple[Rewrite, ...]) -> None:
+        self._passes = passes
+        self._next: dict[type[Value], list[int]] = {}
         self._order: dict[fx.Node, int] = {}
-        self._waiting: list[list[fx.Node]] = [[] for _ in range(passes)]
+        self._waiting: list[deque[fx.Node]] = [deque() for _ in passes]
 
     def push(self, call: Call, order: int) -> None:
-        """Let a call wait for a pass, unless it waits for an earlier one, or there is none."""
+        """Let a call wait for a pass or a later one, unless it waits for an earlier one."""
         node = call.node
+        order = self._following(type(call.value))[order]
         if order < self._order.get(node, len(self._waiting)):
             self._order[node] = order
-            bisect.insort(self._waiting[order], node)
+            waiting = self._waiting[order]
+            # Calls come here as they leave the queue of an earlier pass, the latest first.
+            if not waiting or node < waiting[0]:
+                waiting.appendleft(node)
+            else:
+                bisect.insort(waiting, node)
+
+    def _following(self, kind: type[Value]) -> list[int]:
+        """For each pass, and past the end, the first from there on that is on values of a kind."""
+        if kind not in self._next:
+            following = [len(self._passes)]
+            for order, rule in reversed([*enumerate(self._passes)]):
+                following.insert(0, order if issubclass(kind, rule.on) else following[0])
+            self._next[kind] = following
+        return self._next[kind]
 
     def pop(self) -> tuple[Call, int] | None:
         """The next call, and the number of the pass that it waits for; None at the end."""
@@ -76,7 +95,7 @@ class Driver:
         self.unchecked = 0
         self._missed: dict[tuple[Call, str], tuple[str, str | None]] = {}
         self._told: set[tuple[str, str]] = set()
-        self._queue = _Queue(len(passes))
+        self._queue = _Queue(passes)
 
     def run(self) -> list[Remark]:
         """Rewrite until no pass has anything left to do."""
@@ -142,7 +161,7 @@ class Driver:
         message = _effect(call, name, dead)
         around = {reader for c in dead for source in c.inputs for reader in _near(source)}
         replaced = _layer_names(dead)
-        made = self.values.replace(rewrite)
+        made = self.values.replace(rewrite, dead)
         holding = sorted(fresh for fresh in made if fresh.value.tensors())
         same = len(holding) == len(replaced)
         for fresh, path in zip(holding, replaced if same else [name] * len(holding), strict=True):

@@ -95,27 +95,31 @@ def _owners(held: set[int], capture: Capture) -> set[fx.Node]:
 
 def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
     """What a call writes to, or may."""
-    sources = [leaf for leaf in found((node.args, node.kwargs), fx.Node) if not _is_size(leaf)]
     if node.op == "call_module":
         module = capture.attribute(str(node.target))
-        if has_meaning(module):
-            return []
-        if str(node.target) in capture.untraced or not type(module).__module__.startswith("torch."):
-            return sources
-        return sources[:1] if getattr(module, "inplace", False) else []
+        own = type(module).__module__.startswith("torch.")
+        if own and str(node.target) not in capture.untraced:
+            inplace = getattr(module, "inplace", False) and not has_meaning(module)
+            return _read(node)[:1] if inplace else []
+        return [] if has_meaning(module) else _read(node)
     if node.op == "call_method":
-        return sources[:1] if writes(node) else []
+        return _read(node)[:1] if writes(node) else []
     if node.op != "call_function":
         return []
-    if node.target is pad_with:
-        return []
+    if node.target is pad_with or isinstance(node.target, type):
+        return []  # to make a dictionary or a dataclass of tensors writes to none
     if writes(node):
-        return sources[:1] if "out" not in node.kwargs else sources
+        return _read(node)[:1] if "out" not in node.kwargs else _read(node)
     home = getattr(node.target, "__module__", None) or ""
     foreign = known.name(node.target) is None and not home.startswith(
         ("torch", "math", "_operator")
     )
-    return sources if foreign else []
+    return _read(node) if foreign else []
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """The tensors among the arguments of a call."""
+    return [leaf for leaf in found((node.args, node.kwargs), fx.Node) if not _is_size(leaf)]
 
 
 def _is_size(node: fx.Node) -> bool:

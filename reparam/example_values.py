@@ -1,7 +1,7 @@
 """What traced calls return for example inputs: tensors without memory, computed when asked for."""
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -14,7 +14,6 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.fx.proxy import TraceError
-from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam import known
 from reparam.arguments import mapped
@@ -67,9 +66,10 @@ class ExampleValues:
     def kind(self, node: fx.Node) -> type | None:
         """The type of what a node returns; without a value, what the call's name tells."""
         try:
-            return type(self(node))
+            value: object = self(node)
         except TraceError:
             return self._expected_type(node)
+        return type(value)
 
     def depends_on_inputs(self, node: fx.Node) -> bool:
         """Whether another input could give another value."""
@@ -166,11 +166,12 @@ def _has_no_effect(target: Any) -> bool:
 
 
 @contextmanager
-def _outside_of_the_trace() -> Iterator[None]:
+def _outside_of_the_trace() -> Generator[None]:
     """Have modules run, while torch.fx would record that they are called."""
-    own: Any = fx._symbolic_trace
+    own = known.TORCH.fx._symbolic_trace
+    modes = known.TORCH.utils._python_dispatch
     with ExitStack() as stack:
-        stack.enter_context(_disable_current_modes())
+        stack.enter_context(modes._disable_current_modes())
         stack.enter_context(mock.patch.object(nn.Module, "__call__", own._orig_module_call))
         stack.enter_context(mock.patch.object(nn.Module, "__getattr__", own._orig_module_getattr))
         yield
@@ -191,6 +192,19 @@ def _type_by_name(node: fx.Node, inputs: list[type | None]) -> type | None:
         return torch.Size if isinstance(node.args[1], slice) else int
     if called == "getitem" and inputs[:1] == [tuple]:
         return tuple if isinstance(node.args[1], slice) else Tensor
-    if getattr(node.target, "__module__", "") == operator.__name__ and Tensor not in inputs:
-        return inputs[0] if inputs else None
+    if getattr(node.target, "__module__", "") == operator.mul.__module__ and Tensor not in inputs:
+        return _type_of_number(str(called), {*inputs, *map(type, _constants(node))})
     return Tensor if called is not None and None not in inputs else None
+
+
+def _constants(node: fx.Node) -> list[Any]:
+    return [argument for argument in node.args if not isinstance(argument, fx.Node)]
+
+
+def _type_of_number(called: str, kinds: set[type | None]) -> type | None:
+    """What an operator of Python's makes of numbers of these types."""
+    if not kinds <= {bool, int, float}:
+        return None
+    if called in known.COMPARISONS:
+        return bool
+    return float if called == "truediv" or float in kinds else int

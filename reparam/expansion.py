@@ -45,7 +45,7 @@ def expanded_terms(
     value = call.value
     if isinstance(value, Sum):
         if len(value.coefficients) > 1:
-            _require_one_shape(call)
+            require_one_shape(call)
         operands = list(enumerate(zip(value.coefficients, call.inputs, strict=True)))
         return [(x, replace(t, map=operand(t.map, c, i))) for t in terms for i, (c, x) in operands]
     if isinstance(value, Cat):
@@ -87,7 +87,7 @@ def _columns(call: Call, cat: Cat, terms: tuple[Term, ...]) -> list[tuple[Call, 
     return new
 
 
-def _require_one_shape(call: Call) -> None:
+def require_one_shape(call: Call) -> None:
     """A sum distributes over its operands if none of them is broadcast."""
     shapes = [source.shape for source in call.inputs]
     same = all(

@@ -46,8 +46,12 @@ class Call:
     def inputs(self) -> tuple["Call", ...]:
         """The calls in argument position, one entry per position: `add(x, x)` has two."""
         args, kwargs = self.node.args, self.node.kwargs
-        plain = not kwargs and all(isinstance(argument, fx.Node) for argument in args)
-        return tuple(map(Call, args if plain else found((args, kwargs), fx.Node)))
+        known = self.node.meta.get("inputs")
+        if known is None or known[0] is not args or known[1] is not kwargs:
+            known = args, kwargs, tuple(map(Call, found((args, kwargs), fx.Node)))
+            if self.node.op == "call_function":  # what is copied would keep the whole graph alive
+                self.node.meta["inputs"] = known
+        return known[2]
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -68,9 +72,9 @@ class Call:
         """Who reads the tensor, one entry per argument position; reads of its shape don't count."""
         readers: list[Call] = []
         for user in self.node.users:
-            reader = Call(user)
-            if not isinstance(reader.value, Shape):
-                readers.extend(reader for source in reader.inputs if source == self)
+            if not isinstance(user.target, Shape):
+                reader = Call(user)
+                readers += [reader] * reader.inputs.count(self)
         return tuple(readers)
 
     @property
@@ -91,7 +95,8 @@ class Call:
     @property
     def shape(self) -> TensorFacts | None:
         """The facts, where the result is known to be a tensor."""
-        return self.facts if isinstance(self.facts, TensorFacts) else None
+        facts = self.facts
+        return facts if isinstance(facts, TensorFacts) else None
 
     def __lt__(self, other: "Call") -> bool:
         """Whether this one runs before the other."""
@@ -149,8 +154,8 @@ class ValueGraph:
         node.meta["facts"] = facts_of(value, node.args, node.kwargs, _facts, self.symbols)
         return call
 
-    def replace(self, rewrite: dict[Call, Expression]) -> list[Call]:
-        """Put expressions in the place of calls, and drop what nothing reads then.
+    def replace(self, rewrite: dict[Call, Expression], dead: set[Call]) -> list[Call]:
+        """Put expressions in the place of calls, and drop the `dead_after` it.
 
         Returns:
             The calls that are new.
@@ -159,7 +164,6 @@ class ValueGraph:
             Declined: if the sizes of a call that goes are read, and no other tensor has them. The
                 graph is as it was then.
         """
-        dead = self.dead_after(rewrite)
         built: dict[int, Call] = {}
         new: list[Call] = []
         ordered = sorted(rewrite.items(), key=lambda item: item[0])

@@ -162,7 +162,9 @@ def _layout(layout: Layout, x: TensorFacts, sizes: list[Any]) -> Facts:
         return replace(x, axes=kept + tuple(x.axes[axis] for axis in layout.axes))
     if not x.exact:
         return None
-    if layout.kind in ("mean", "pool", "mean out"):
+    if layout.kind in ("mean", "mean out"):
+        return _mean(layout, x)
+    if layout.kind == "pool":
         return None
     if layout.kind == "select":
         axis = layout.index[0] + len(x.axes)
@@ -172,6 +174,17 @@ def _layout(layout: Layout, x: TensorFacts, sizes: list[Any]) -> Facts:
         return replace(x, axes=(*x.axes[:axis], Size(layout.length), *x.axes[axis + 1 :]))
     new = known.reshaped(layout.target, x.axes, sizes)
     return None if new is None else replace(x, axes=new)
+
+
+def _mean(layout: Layout, x: TensorFacts) -> Facts:
+    """The sizes of an average of floating-point numbers over some axes, each named once."""
+    floating = x.dtype is None or x.dtype.is_floating_point
+    averaged = {axis + len(x.axes) for axis in layout.axes}
+    if not floating or not averaged or len(averaged) < len(layout.axes):
+        return None
+    left = ONE if layout.kind == "mean" else None
+    axes = [left if axis in averaged else size for axis, size in enumerate(x.axes)]
+    return replace(x, axes=tuple(size for size in axes if size is not None))
 
 
 def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts:

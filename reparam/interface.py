@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from reparam import known
+from reparam.capture import modules_of
+
 PRESERVED = "_user_preserved_attributes"
 """What a graph module calls the attributes that its copies keep."""
 
@@ -40,7 +43,10 @@ def keep_interface(model: nn.Module, fused: nn.Module) -> None:
 def keep_hooks(model: Any, fused: Any) -> None:
     """Give a compiled model the hooks of the model itself."""
     for name in HOOKS:
-        getattr(fused, name).update(getattr(model, name))
+        hooks = getattr(model, name)
+        if hooks:
+            getattr(fused, name).update(hooks)
+            preserve(fused, name, getattr(fused, name))
 
 
 def preserve(module: nn.Module, name: str, value: Any) -> None:
@@ -80,7 +86,7 @@ def _not_compiled(model: str, method: str) -> fx.GraphModule:
         f"{model}.{method} was not compiled; "
         f"compile with methods=({method!r},), or call the original model's"
     )
-    graph.call_function(torch._assert, (never, message))
+    graph.call_function(known.ASSERT, (never, message))
     graph.output(None)
     return fx.GraphModule({}, graph, f"{model}_{method}")
 
@@ -88,13 +94,13 @@ def _not_compiled(model: str, method: str) -> fx.GraphModule:
 def add_methods(fused: fx.GraphModule, methods: dict[str, fx.GraphModule]) -> None:
     """Give a compiled model further entries; they share the modules that came out alike."""
     for name, entry in methods.items():
-        for path, module in list(entry.named_modules()):
+        for path, module in list(modules_of(entry)):
             twin = _module_at(fused, path) if path else None
             if twin is not None and _alike(twin, module):
                 owner, _, last = path.rpartition(".")
                 setattr(entry.get_submodule(owner), last, twin)
         preserve(fused, name, entry)
-        fused._modules[name] = entry  # so that it moves and casts along
+        vars(fused)["_modules"][name] = entry  # so that it moves and casts along
 
 
 def _module_at(model: nn.Module, path: str) -> nn.Module | None:

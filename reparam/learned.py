@@ -13,6 +13,7 @@ from reparam.facts import TensorFacts
 from reparam.graph import Call
 from reparam.operators import AvgPool, ConvTranspose, Norm, Pad, Slice
 from reparam.sizes import Size, SymbolTable
+from reparam.tracer import HELD
 from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Sum
 from reparam.verify import split_inputs
 
@@ -146,6 +147,8 @@ class Learner:
         Where the number of axes could be any, the assertion is all there is, and has to stay.
         """
         condition: Any = node.args[0]
+        if str(node.args[-1]).startswith(HELD):
+            return
         if not (isinstance(condition, fx.Node) and condition.target is operator.eq):
             return
         rank, axes = condition.args

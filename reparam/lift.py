@@ -119,7 +119,7 @@ class _Lifter:
             self._opaque(node, reason)
             return
         value, args = lifted
-        if found(list(vars(value).values()), fx.Node):
+        if node.op != "call_module" and found(list(vars(value).values()), fx.Node):
             self._opaque(node, "one of its hyper-parameters is computed in the forward")
             return
         inputs = tuple(found(args, fx.Node))
@@ -179,7 +179,11 @@ class _Lifter:
     def _tensors(self, node: fx.Node) -> list[Any]:
         """The parameters of the module that is called, or the constants that a call reads."""
         if node.op == "call_module":
-            return [*self.capture.attribute(str(node.target)).parameters()]
+            module = self.capture.attribute(str(node.target))
+            if module._modules:
+                return [*module.parameters()]
+            # To ask a layer for all that is below it takes much longer.
+            return [own for own in module._parameters.values() if own is not None]
         return [self.constant(source) for source in (node, *node.all_input_nodes)]
 
     def _opaque(self, node: fx.Node, reason: str | None, constant: bool = False) -> None:

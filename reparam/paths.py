@@ -25,10 +25,11 @@ class Paths:
         if not self._occupied.isdisjoint(_prefixes(name)):  # inside a module that is kept whole
             name = name.replace(".", "_")
         numbered = (f"{name}_fused{number}" for number in itertools.count(2))
-        for path in itertools.chain((name, f"{name}.fused", f"{name}_fused"), numbered):
-            if f"{path}." not in self._occupied and self._occupied.isdisjoint(_prefixes(path)):
-                return path
-        raise AssertionError("one of all numbers is free")
+        names = itertools.chain((name, f"{name}.fused", f"{name}_fused"), numbered)
+        return next(path for path in names if self._is_free(path))
+
+    def _is_free(self, path: str) -> bool:
+        return f"{path}." not in self._occupied and self._occupied.isdisjoint(_prefixes(path))
 
     def occupy(self, path: str) -> None:
         """Note a path as taken, and the folders that it lies in as folders."""

@@ -2,10 +2,9 @@
 
 import inspect
 import os
-import sys
 import traceback
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from reparam.errors import first_line
 
@@ -25,7 +24,7 @@ def explained(module: Any, cause: Exception | str) -> str:
         if places:
             return f"{_line(*places[-1])}: {first_line(cause)}"
         cause = first_line(cause)
-    forward = inspect.unwrap(type(module).forward)
+    forward: Any = inspect.unwrap(cast("Any", type(module)).forward)
     code = getattr(forward, "__code__", None)
     if code is None:
         return cause
@@ -34,7 +33,7 @@ def explained(module: Any, cause: Exception | str) -> str:
 
 def calling_line() -> str:
     """File and line of the user's code that is running."""
-    frame: FrameType | None = sys._getframe(1)
+    frame = inspect.currentframe()
     while frame is not None and not _is_users(frame):
         frame = frame.f_back
     return "the forward" if frame is None else _line(frame, frame.f_lineno)

@@ -54,8 +54,8 @@ def probe(
         symbols: where new sizes come from.
 
     """
-    if not known.torchs_own(target):
-        return None
+    if not known.torchs_own(target) or isinstance(target, nn.RNNBase):
+        return None  # without memory, a recurrent layer takes each step of a sequence by itself
     given = [facts(node) for node in found((args, kwargs), fx.Node)]
     tensors = found(given, TensorFacts)
     free = _symbols(tensors, found(given, Size))

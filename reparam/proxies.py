@@ -6,18 +6,20 @@ example inputs give it, and the trace is held to it by an assertion.
 
 import builtins
 import dis
+import inspect
 import operator
-import sys
-from collections.abc import Callable, Iterator, Mapping
+import typing
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any, no_type_check
+from typing import Any, cast, no_type_check
 from unittest import mock
 
 import torch
 from torch import fx
 from torch.fx.proxy import Attribute, TraceError
 
+from reparam import known
 from reparam.arguments import found
 
 IN_PLACE = (
@@ -34,6 +36,9 @@ they fail before anybody is asked."""
 IGNORED = ("CACHE", "NOT_TAKEN", "TO_BOOL")
 """Instructions that stand between a test and its jump in some versions of Python."""
 
+TYPING: Any = typing
+"""So that a checker takes what it decorates as it is annotated."""
+
 DICTIONARY_VIEWS: dict[str, Callable[[Any, Any], Any]] = {
     "keys": lambda proxy, key: key,
     "values": lambda proxy, key: proxy[key],
@@ -46,7 +51,6 @@ class _Recorded:
     """What both kinds of proxies do beyond fx's own."""
 
     tracer: Any
-    node: fx.Node
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Record the assignment."""
@@ -58,12 +62,14 @@ class _Recorded:
             raise TraceError(f"it assigns to the attribute {name!r} of a tensor")
         object.__setattr__(self, name, value)
 
-    def __bool__(self) -> bool:
+    def __bool__(self: Any) -> bool:
         """Record an assertion; else the truth for the example inputs, to which others are held."""
-        message = _asserted(sys._getframe(1))
+        message = _asserted(inspect.currentframe())
         if message is not None:
-            self.tracer.create_proxy("call_function", torch._assert, (self, message), {})
+            self.tracer.create_proxy("call_function", known.ASSERT, (self, message), {})
             return True
+        if type(self.tracer.known_value(self)) in (int, float):
+            return bool(self.tracer.held(self != 0))  # how much it is, is not asked
         return bool(self.tracer.held(self))
 
     def __int__(self) -> int:
@@ -78,21 +84,21 @@ class _Recorded:
         """The number for the example inputs, which the trace is held to."""
         return self.tracer.held_length(self)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self: Any) -> Iterator[Any]:
         """As many parts as are unpacked; else the number for the example inputs."""
-        count = _unpacked(sys._getframe(1))
+        count = _unpacked(inspect.currentframe())
         if self.tracer.examples.kind(self.node) is dict:
             return iter(self.keys())
         count = len(self) if count is None else count
-        return (self[number] for number in range(count))  # type: ignore[index]
+        return (self[number] for number in range(count))
 
-    def __contains__(self, item: Any) -> bool:
+    def __contains__(self: Any, item: Any) -> bool:
         """Whether a part is equal, or a dictionary has the key."""
         if issubclass(self.tracer.examples.kind(self.node) or object, Mapping):
             return item in self.keys()
         return any(part is item or part == item for part in self)
 
-    def keys(self) -> Any:
+    def keys(self: Any) -> Any:
         """The keys of a dictionary; else a call of the method."""
         return AttributeProxy(self, "keys")()
 
@@ -137,18 +143,26 @@ class AttributeProxy(_Recorded, Attribute):
             value = self.tracer.known_value(self.root)
             if isinstance(value, Mapping):
                 self.tracer.held_length(self.root)  # and each key is read
-                return [DICTIONARY_VIEWS[self.attr](self.root, key) for key in value]
+                keys = cast("Mapping[Any, Any]", value)
+                return [DICTIONARY_VIEWS[self.attr](self.root, key) for key in keys]
         return Attribute.__call__(self, *args, **kwargs)
 
 
-def _unpacked(frame: FrameType) -> int | None:
-    """The number of names that the code of a frame is unpacking a value into."""
+def _caller(method: Any) -> FrameType:
+    """The frame of the code that calls a method, by the frame of the method."""
+    return method.f_back
+
+
+def _unpacked(method: FrameType | None) -> int | None:
+    """The number of names that the code which calls a method is unpacking a value into."""
+    frame = _caller(method)
     code, here = frame.f_code.co_code, frame.f_lasti
     return code[here + 1] if dis.opname[code[here]] == "UNPACK_SEQUENCE" else None
 
 
-def _asserted(frame: FrameType) -> str | None:
-    """Where the code of a frame is testing an assertion: what it is about."""
+def _asserted(method: FrameType | None) -> str | None:
+    """Where the code which calls a method is testing an assertion: what it is about."""
+    frame = _caller(method)
     following = (i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti)
     jump, raising, *_ = [i for i in following if i.opname not in IGNORED] + [None, None]
     if jump is None or raising is None or not jump.opname.endswith("IF_TRUE"):
@@ -159,14 +173,17 @@ def _asserted(frame: FrameType) -> str | None:
 
 
 @contextmanager
-@no_type_check  # it would ask isinstance itself
-def python_asks(tracer: Any) -> Iterator[None]:
+@TYPING.no_type_check  # it would ask isinstance itself
+def python_asks(tracer: Any) -> Generator[None]:
     """Have Python's and torch's own functions heed proxies while a forward is traced."""
-    own_isinstance, own_range = builtins.isinstance, builtins.range
+    own_isinstance: Any = builtins.isinstance
+    own_range = builtins.range
 
     def is_instance(instance: Any, kinds: Any) -> bool:
         if kinds is counted:
             kinds = own_range
+        elif own_isinstance(kinds, tuple) and counted in kinds:
+            kinds = (own_range, *(kind for kind in kinds if kind is not counted))
         if own_isinstance(instance, kinds):
             return True
         if type(instance) is not TensorProxy and type(instance) is not AttributeProxy:

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+import torch
+
 from reparam.candidate import Candidate, call_cost, shows_border
 from reparam.cost import FREE, Cost, cost
 from reparam.errors import Declined, require
-from reparam.expansion import affine_call, dearer, diagonal, expanded_terms
+from reparam.expansion import affine_call, dearer, diagonal, expanded_terms, require_one_shape
 from reparam.graph import Apply, Call, Expression
 from reparam.operators import Cat
 from reparam.rewrite import Replace
-from reparam.terms import Term, grouped, merged, met
+from reparam.terms import Group, Term, apart_and_together, grouped, merged, met
 from reparam.values import Conv, Sum
 
+Accept = Callable[[list[Group]], bool]
 LONGEST = 64
 """How many calls a region may take in. Merging gains nothing from longer ones; time it costs."""
 
@@ -37,7 +40,7 @@ class Blocked:
 def merge(
     root: Call,
     through: Callable[[Call], bool] = affine_call,
-    accept: Callable[[Candidate], bool] = lambda _: True,
+    accept: Accept | None = None,
     convolving: bool = False,
 ) -> Replace | None:
     """Merge the region that ends in a call, as far as that pays.
@@ -45,7 +48,8 @@ def merge(
     Args:
         root: a call that computes a linear map.
         through: which calls may be expanded into what they compute; the root always is.
-        accept: which candidates the pass is for.
+        accept: which maps may be left, if the pass is for some alone. Of two that would then be
+            one, the reason why they are not goes before any other.
         convolving: whether these have a convolution in them, so that other regions can be left.
 
     Returns:
@@ -59,17 +63,20 @@ def merge(
     blocked: list[Blocked] = []
     budget = _Budget(root, through)
     longest = 1 if convolving and not _convolves(root, through) else LONGEST
+    accepted = accept or _any
     found = list(_candidates(root, through, blocked, budget, longest))
-    best = _best(found, accept)
+    best = _best(found, accepted)
     if budget.asked:
         frugal = list(_candidates(root, through, blocked, None, longest))
         found += frugal
-        best = max(best, _best(frugal, accept), key=_gain)
+        best = max(best, _best(frugal, accepted), key=_gain)
     if best is not None:
         return Replace({root: _written(best)})
+    if accept is not None:
+        _require_merged(found, accept)
     if blocked:
         raise Declined(blocked[0].reason, blocked[0].call.name)
-    costly = [c for c in found if c.fewer and accept(c)]
+    costly = [c for c in found if c.fewer and accepted(c.flat)]
     if costly:
         least = min(costly, key=lambda c: c.after.madds)
         reason = "a skip, a padding or an average would become a convolution"
@@ -78,17 +85,30 @@ def merge(
         if least.after.madds > least.before.madds:
             reason = dearer(least.before.madds, least.after.madds)
         raise Declined(reason, [*least.removed][-1].name)
-    shown = next((c for c in found if shows_border(c) and accept(c)), None)
+    shown = next((c for c in found if shows_border(c) and accepted(c.flat)), None)
     if shown is not None:
         raise Declined(
             "its shift meets zero padding, and to take it off before is no cheaper",
             [*shown.removed][-1].name,
         )
     require(not diagonal(root), "no convolution next to it takes it in", root.inputs[0].name)
+    _require_merged(found, accepted)
     return None
 
 
-def _best(found: list[Candidate], accept: Callable[[Candidate], bool]) -> Candidate | None:
+def _any(_: list[Group]) -> bool:
+    return True
+
+
+def _require_merged(found: list[Candidate], accept: Accept) -> None:
+    """Decline if maps of one tensor that the pass is for stay apart, by a law or for their cost."""
+    for pair in (candidate.apart(accept) for candidate in found):
+        if pair is not None:
+            apart, together = apart_and_together(pair[0].map, pair[1].map)
+            raise Declined(dearer(apart, together))
+
+
+def _best(found: list[Candidate], accept: Accept) -> Candidate | None:
     """The candidate that gains most, of several the one that takes in least.
 
     A shorter one removes no more than a longer one, so that most need not be judged.
@@ -97,7 +117,7 @@ def _best(found: list[Candidate], accept: Callable[[Candidate], bool]) -> Candid
     for candidate in reversed(found):
         if best is not None and candidate.operations < best.gain.operations:
             break
-        if candidate.profitable and accept(candidate) and _gain(candidate) >= _gain(best):
+        if candidate.profitable and accept(candidate.flat) and _gain(candidate) >= _gain(best):
             best = candidate
     return best
 
@@ -160,12 +180,18 @@ def _same_kind(root: Call, call: Call) -> None:
     """Refuse to mix dtypes, which rounds differently from the original, and devices."""
     dtypes = {c.shape.dtype for c in (root, call, *call.inputs) if c.shape is not None}
     if isinstance(call.value, Sum):  # of integers too, which no convolution would tell
-        dtypes |= {c.shape.dtype if c.shape else None for c in call.inputs}
-        floating = all(dtype is not None and dtype.is_floating_point for dtype in dtypes)
+        operands = {c.shape.dtype if c.shape else None for c in call.inputs}
+        if len(call.inputs) > 1 and len(operands) == 1 and all(map(_floating, operands)):
+            require_one_shape(call)  # the dtype of a broadcast sum is not known
+        floating = all(map(_floating, dtypes | operands))
         require(floating, "the operands are not known to be floating-point")
     require(len(dtypes - {None}) <= 1, "the dtypes differ")
     devices = {t.device for c in (root, call) for t in c.value.tensors()}
     require(len(devices) <= 1, "the devices differ")
+
+
+def _floating(dtype: torch.dtype | None) -> bool:
+    return dtype is not None and dtype.is_floating_point
 
 
 class _Budget:

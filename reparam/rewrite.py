@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, overload
 
 from reparam.errors import Declined, PassError, require
 from reparam.graph import Apply, Call, Expression
 from reparam.values import Value
+
+Function = Callable[[Call], "Replace | None"]
 
 __all__ = ["Declined", "Replace", "Rewrite", "require", "rewrite"]
 
@@ -43,21 +46,39 @@ class Replace:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A pass on calls, with the name that remarks give it."""
+    """A pass on calls, with the name that remarks give it.
 
-    function: Callable[[Call], Replace | None]
+    Attributes:
+        function: from a call to its replacement.
+        name: what remarks call it.
+        on: the kinds of values whose calls it is asked about.
+    """
+
+    function: Function
     name: str
+    on: type[Value] | UnionType = Value
 
     def __call__(self, call: Call) -> Replace | None:
         """Match one call: a replacement, None for "not mine", or Declined with a reason."""
         return self.function(call)
 
 
-def rewrite(function: Callable[[Call], Replace | None]) -> Rewrite:
+@overload
+def rewrite(function: Function) -> Rewrite: ...
+@overload
+def rewrite(*, on: type[Value] | UnionType) -> Callable[[Function], Rewrite]: ...
+def rewrite(function: Any = None, *, on: Any = Value) -> Any:
     """Make a function from a call to its replacement a pass that `reparam.compile` takes.
 
     The function returns None where the call is none of its business, calls `require` where it
     matches but must decline, and otherwise returns a `Replace`. It keeps no state and changes
     nothing.
+
+    `@rewrite(on=Conv | BatchNorm)` says that it returns None for calls of all other kinds of
+    values, so that a compile need not ask; with plain `@rewrite` it is asked about every call.
     """
-    return Rewrite(function, function.__name__)
+
+    def made(function: Any) -> Rewrite:
+        return Rewrite(function, function.__name__, on)
+
+    return made if function is None else made(function)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 from reparam.algebra import add, added_shape, identity_like, numberless, scale_output
 from reparam.composition import compose
@@ -64,13 +65,11 @@ def grouped(terms: tuple[Term, ...]) -> list[Group]:
     groups = [Group(_numberless(term.map), (term,)) for term in terms]
     while True:
         pairs = (
-            (_extra_madds(a.map, b.map), i, a, b)
+            (extra_madds(a.map, b.map), i, a, b)
             for i, a in enumerate(groups)
             for b in groups[i + 1 :]
         )
-        best = min(
-            (p for p in pairs if p[0] is not None and p[0] <= 0), default=None, key=lambda p: p[:2]
-        )
+        best = min((p for p in pairs if p[0] <= 0), default=None, key=lambda p: p[:2])
         if best is None:
             return groups
         _, _, a, b = best
@@ -78,22 +77,37 @@ def grouped(terms: tuple[Term, ...]) -> list[Group]:
         groups.append(Group(_added(a.map, b.map, added_shape), a.terms + b.terms))
 
 
+def joined(a: Group, b: Group) -> Group:
+    """Two groups as if they were one, told by the map that mixes more channels."""
+    maps = [group.map for group in (a, b) if isinstance(group.map, Conv)]
+    return Group(min(maps, key=lambda map_: map_.groups, default=a.map), a.terms + b.terms)
+
+
 def _numberless(map_: Conv | Sum) -> Conv | Sum:
     """The map without its weights: enough to tell what merges with what, and the cost."""
     return numberless(map_, tuple(map_.weight.shape)) if isinstance(map_, Conv) else map_
 
 
-def _extra_madds(a: Conv | Sum, b: Conv | Sum) -> float | None:
-    """Multiply-adds per pixel that merging two maps adds, the sum saved; None if it can't be."""
+def extra_madds(a: Conv | Sum, b: Conv | Sum) -> float:
+    """Multiply-adds per pixel that merging two maps adds; infinitely many if no law allows it."""
     if isinstance(a, Sum) and isinstance(b, Sum):
         return 0
-    pair = _pair(a, b)
     try:
-        together = summed_madds(*pair)
+        apart, together = apart_and_together(a, b)
     except Declined:
-        return None
+        return inf
+    return together - apart
+
+
+def apart_and_together(a: Conv | Sum, b: Conv | Sum) -> tuple[int, int]:
+    """Multiply-adds per pixel of two maps and the sum of both, and of the one they would become.
+
+    Raises:
+        Declined: if no law allows that.
+    """
+    pair = _pair(a, b)
     apart = sum(conv_madds(map_) for map_ in (a, b) if isinstance(map_, Conv))
-    return together - apart - pair[0].out_channels
+    return apart + pair[0].out_channels, summed_madds(*pair)
 
 
 def _pair(a: Conv | Sum, b: Conv | Sum) -> tuple[Conv, Conv]:

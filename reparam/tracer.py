@@ -8,7 +8,7 @@ forward does one of the others stays whole.
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
@@ -27,6 +27,9 @@ from reparam.state import State
 
 HELD = "it holds for inputs that take the same way as the example inputs"
 """What the assertions say that hold a result to its example inputs."""
+
+QUANTIZATION_AWARE = "torch.ao.nn.intrinsic.qat."
+"""Where torch's layers are that learn to be quantized, and that its conversion looks for."""
 
 FRAMES = 16
 """How many frames a trace takes, at most, for one that the model takes when it runs."""
@@ -98,10 +101,14 @@ class Tracer(fx.Tracer):
         """An argument or a result as the graph keeps it; dictionaries stay of their kind."""
         if type(a) is TensorProxy or type(a) is AttributeProxy:
             return a.node
+        kind = cast("Any", type(a))
         if is_dataclass(a) and not isinstance(a, type):  # some are dictionaries as well
+            computed = hasattr(kind, "__post_init__") and dict not in kind.__mro__
+            if computed or not all(field.init for field in fields(a)):
+                raise TraceError(f"it makes a {kind.__name__}, which computes some of its fields")
             parts = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
-            return self.create_node("call_function", cast("Any", type(a)), (), parts)
-        if isinstance(a, dict) and type(a) is not dict:
+            return self.create_node("call_function", kind, (), parts)
+        if issubclass(kind, dict) and kind is not dict:
             return self._rebuilt(cast("dict[Any, Any]", a))
         return super().create_arg(a)
 
@@ -117,6 +124,8 @@ class Tracer(fx.Tracer):
         """Whether a module stays whole: one of torch's own, with hooks, or with a meaning."""
         if known.hooked(m) or has_meaning(m) or isinstance(m, torch.jit.ScriptModule):
             return True
+        if type(m).__module__.startswith(QUANTIZATION_AWARE):
+            return True  # to fx a sequence of layers, by its base class
         return super().is_leaf_module(m, module_qualified_name)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -134,7 +143,8 @@ class Tracer(fx.Tracer):
         """Trace into a module, or keep it whole where that fails."""
         if known.compiled(m):
             return cast("Any", m)._orig_mod(*args, **kwargs)
-        if m not in self.submodule_paths:  # made in a forward, or kept in a list of Python's
+        paths: Any = self.submodule_paths
+        if m not in paths:  # made in a forward, or kept in a list of Python's
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
@@ -186,13 +196,13 @@ class Tracer(fx.Tracer):
         value = self.examples(proxy.node)
         length = len(value)
         node = proxy.node
-        if isinstance(value, torch.Size) and (node.target is getattr or len(node.args) == 1):
-            counted: Any = self.create_proxy("call_method", "dim", (node.args[0],), {})
+        if isinstance(value, torch.Size) and node.target in (getattr, "size"):
+            counted = self.create_node("call_method", "dim", (node.args[0],), {})
         elif isinstance(value, Tensor):
-            counted = self.create_proxy("call_method", "size", (proxy, 0), {})
+            counted = self.create_node("call_method", "size", (node, 0), {})
         else:
-            counted = self.create_proxy("call_method", "__len__", (proxy,), {})
-        self._hold(counted.node, length)
+            counted = self.create_node("call_method", "__len__", (node,), {})
+        self._hold(counted, length)
         return length
 
     def stands_for(self, proxy: fx.Proxy, kinds: Any) -> bool:
@@ -214,15 +224,15 @@ class Tracer(fx.Tracer):
             return
         message = f"{HELD} at {calling_line()}"
         condition: Any = node
+        if value is False:
+            value = 0  # which torch.jit.trace can compare a truth with
         if value is not True:
             condition = self.create_node("call_function", operator.eq, (node, value), {})
-        self._held[node] = self.create_node(
-            "call_function", torch._assert, (condition, message), {}
-        )
+        self._held[node] = self.create_node("call_function", known.ASSERT, (condition, message), {})
 
     def _attribute(self, path: str) -> Any:
         owner, _, name = path.rpartition(".")
-        return getattr(cast("nn.Module", self.root).get_submodule(owner), name)
+        return getattr(self.root.get_submodule(owner), name)
 
     def _forget_after(self, last: fx.Node | None) -> None:
         """Erase what a trace that failed has left in the graph."""
@@ -233,7 +243,7 @@ class Tracer(fx.Tracer):
 
 
 @contextmanager
-def _deeper_stack() -> Iterator[None]:
+def _deeper_stack() -> Generator[None]:
     """Let a trace go as deep as the model does when it runs."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(limit * FRAMES)

@@ -8,7 +8,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -17,8 +17,8 @@ GOING_THROUGH = ("enumerate", "zip", "reversed", "list", "tuple")
 VIEWS = ("values", "items", "children", "named_children")
 HANDED_ON = {
     "children", "named_children", "modules", "named_modules", "parameters", "named_parameters",
-    "buffers", "named_buffers", "state_dict", "get_submodule", "get_parameter", "apply",
-    "_modules", "_parameters", "_buffers", "__dict__", "keys", "values", "items", "pop",
+    "buffers", "named_buffers", "state_dict", "get_submodule", "get_parameter", "get_buffer",
+    "apply", "_modules", "_parameters", "_buffers", "__dict__", "keys", "values", "items", "pop",
 }  # fmt: skip
 """What of a module, its own code asked for it, gives any of its parts."""
 
@@ -30,7 +30,9 @@ def called_parts(module: nn.Module) -> Iterator[nn.Module]:
 
     None of them is one of torch's own layers, in which there is nothing to compile.
     """
-    functions = list(_functions(type(module)))
+    if "forward" in vars(module):
+        return  # it is not that of its class
+    functions = [*_functions(type(module)), *_hooks(module)]
     for name, part in module.named_children():
         uses = [_uses(function, name) for function in functions]
         if None in uses or not any(uses):
@@ -46,10 +48,14 @@ def parts_of(module: nn.Module) -> Iterator[nn.Module]:
     """All that `called_parts` could be of a module."""
     if type(module) in CONTAINERS:
         return  # whoever has the container calls what it holds
+    yield from _held(module)
+
+
+def _held(module: nn.Module) -> Iterator[nn.Module]:
     for part in module.children():
         yield part
         if type(part) in CONTAINERS:
-            yield from part.children()
+            yield from _held(part)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -68,13 +74,23 @@ def _functions(kind: type[nn.Module]) -> Iterator[ast.FunctionDef | None]:
                 continue
             if str(plain.__module__).startswith("torch.nn.modules.container"):
                 continue
-            try:
-                tree = ast.parse(textwrap.dedent(inspect.getsource(plain)))
-            except (OSError, TypeError, SyntaxError):
-                yield None
-                continue
-            first = tree.body[0]
-            yield first if isinstance(first, ast.FunctionDef) and first.args.args else None
+            yield _parsed(plain)
+
+
+def _hooks(module: Any) -> Iterator[ast.FunctionDef | None]:
+    """The hooks of a module's forward, which are given the module as a method is."""
+    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        yield _parsed(hook) if inspect.isfunction(hook) else None
+
+
+def _parsed(function: Any) -> ast.FunctionDef | None:
+    """A function that takes a module first; None where its source is lost."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    first = tree.body[0]
+    return first if isinstance(first, ast.FunctionDef) and first.args.args else None
 
 
 def _uses(function: ast.FunctionDef | None, name: str) -> list[str] | None:
@@ -104,6 +120,8 @@ def _use(part: ast.AST, parents: Parents, function: ast.FunctionDef) -> str:
     parent = parents[part]
     if _is_called(part, parents) or _is_tested(part, parents):
         return "call"
+    if _is_counted(part, parents):
+        return "member"
     if isinstance(parent, ast.Subscript) and parent.value is part:
         return "member" if _is_called(parent, parents) else "other"
     through, path = part, ()
@@ -124,10 +142,14 @@ def _is_called(node: ast.AST, parents: Parents) -> bool:
 
 
 def _is_tested(part: ast.AST, parents: Parents) -> bool:
-    """Whether only its presence is asked for: `is None`, `len(...)`."""
+    """Whether only its presence is asked for, by `is None`."""
     parent = parents[part]
-    if isinstance(parent, ast.Compare) and isinstance(parent.ops[0], ast.Is | ast.IsNot):
-        return True
+    return isinstance(parent, ast.Compare) and isinstance(parent.ops[0], ast.Is | ast.IsNot)
+
+
+def _is_counted(part: ast.AST, parents: Parents) -> bool:
+    """Whether only its length is asked for, which what a container is compiled to has not."""
+    parent = parents[part]
     function = parent.func if isinstance(parent, ast.Call) else None
     return isinstance(function, ast.Name) and function.id == "len"
 
@@ -140,7 +162,7 @@ def _position(node: ast.AST, parents: Parents, path: tuple[int, ...]) -> Any:
     if isinstance(parent, ast.Call) and isinstance(parent.func, ast.Name) and node in parent.args:
         function = parent.func.id
         if function in ("enumerate", "zip"):
-            index = 1 if function == "enumerate" else parent.args.index(node)
+            index = 1 if function == "enumerate" else parent.args.index(cast("ast.expr", node))
             return _position(parent, parents, (index, *path))
         if function in GOING_THROUGH:
             return _position(parent, parents, path)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from reparam.functions import CONVOLUTIONS, Sides, block_linear, pad
+from reparam.functions import Sides, block_linear, convolve, pad
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +136,7 @@ class Conv(Value):
         if self.n == 0:
             return block_linear(x, weight, bias, self.groups)
         x = pad(x, self.padding, self.padding_mode, self.border)
-        convolution = CONVOLUTIONS[self.n]
-        return convolution(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return convolve(x, weight, bias, self.stride, self.dilation, self.groups)
 
 
 @dataclass(frozen=True, eq=False)

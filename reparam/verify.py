@@ -1,7 +1,8 @@
 """Compare a compiled model with the model that it came from. The one home of every tolerance."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.errors import VerificationError, first_line
+from reparam.state import State
 
 EXACT = 1e-9
 """Largest relative difference of two expressions that are equal, evaluated in float64."""
@@ -99,13 +101,28 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
     with torch.no_grad():
         # A forward may write to its model, and the model is the user's.
         expected = _floats(copy.deepcopy(model)(*_clone(args), **_clone(kwargs)))
-        found = _floats(fused(*_clone(args), **_clone(kwargs)))
+        with _as_it_was(fused):
+            found = _floats(fused(*_clone(args), **_clone(kwargs)))
     if [(t.shape, t.dtype) for t in expected] != [(t.shape, t.dtype) for t in found]:
         raise VerificationError(
             "the compiled model returns other shapes or dtypes: "
             f"{[tuple(t.shape) for t in found]} instead of {[tuple(t.shape) for t in expected]}"
         )
     return compare_outputs(expected, found, float64_outputs(model, example_inputs))
+
+
+@contextmanager
+def _as_it_was(fused: nn.Module) -> Generator[None]:
+    """Put back what a forward writes to the attributes and buffers of its modules."""
+    states = [State(module) for module in fused.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in fused.buffers()]
+    try:
+        yield
+    finally:
+        for state in states:
+            state.restore()
+        for buffer, content in buffers:
+            buffer.copy_(content)
 
 
 def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:

@@ -22,9 +22,11 @@ WRAPPERS = {
 
 LIBRARIES = ("torch.", "timm.")
 
+PRUNE: Any = prune
+
 REMOVERS: dict[str, Any] = {
-    "WeightNorm": lambda module, hook: remove_weight_norm(module, hook.name),
-    "SpectralNorm": lambda module, hook: remove_spectral_norm(module, hook.name),
+    "WeightNorm": remove_weight_norm,
+    "SpectralNorm": remove_spectral_norm,
 }
 """How torch removes its older hooks that compute a weight, by their classes."""
 
@@ -50,11 +52,11 @@ def materialised(model: nn.Module) -> nn.Module:
     copied = duplicate(model)
     for module in copied.modules():
         for hook in _hooks(module):
-            remove = REMOVERS.get(type(hook).__name__)
+            remove: Any = REMOVERS.get(type(hook).__name__)
             if remove is not None:
-                remove(module, hook)
+                remove(module, hook.name)
             else:
-                prune.remove(module, hook._tensor_name)
+                PRUNE.remove(module, hook._tensor_name)
         if parametrize.is_parametrized(module):
             _materialise(module)
     return copied

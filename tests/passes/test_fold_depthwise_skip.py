@@ -67,6 +67,15 @@ def test_dense_convolution_has_a_pass_of_its_own() -> None:
     fires(fold_depthwise_skip, model, IMAGES, times=0)
 
 
+def test_a_kernel_that_passes_over_its_middle_would_cost_more() -> None:
+    """Of two taps an axis it would become one of three."""
+    conv = nn.Conv2d(4, 4, 2, padding=1, dilation=2, groups=4)
+    model = Net(lambda m, x: m.conv(x) + x, conv=conv)
+    assert reasons(fold_depthwise_skip, model, IMAGES) == [
+        "merged, it takes more multiply-adds per pixel: 36 instead of 20"
+    ]
+
+
 def test_branches_without_a_skip() -> None:
     model = Net(lambda m, x: m.a(x) + m.b(x), a=branch(4, 3, groups=4), b=branch(4, 5, groups=4))
     fires(fold_depthwise_skip, model, IMAGES, times=0)

@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import reparam
 from passes import fold_identity
 from tests.fused import operators
 from tests.passes.alone import Net, fires, reasons
@@ -82,6 +83,45 @@ def test_branch_that_is_not_linear() -> None:
         expand=nn.Conv2d(2, 4, 1),
     )
     assert reasons(fold_identity, model, IMAGES) == ["a branch has relu in it, not linear"]
+
+
+def test_where_all_branches_begin_is_no_obstacle() -> None:
+    """They do not merge for other reasons, which other passes say."""
+
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        y = m.before(x)
+        return m.a(y) + m.b(y)
+
+    for before in (nn.Sequential(), nn.ReLU()):
+        model = Net(
+            forward,
+            before=before,
+            a=nn.Conv2d(4, 4, 3, padding=1),
+            b=nn.Conv2d(4, 4, 3, padding=4, dilation=4),
+        )
+        assert reasons(fold_identity, model, IMAGES) == []
+
+
+def test_another_input_is_no_obstacle() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.conv(x) + y
+
+    fused = reparam.compile(Two().eval(), (IMAGES, IMAGES), passes=(fold_identity,))
+    (missed,) = reparam.report(fused).missed
+    assert missed.message == "the operands of the sum are not known to have one shape"
+
+
+def test_a_kernel_that_passes_over_its_middle_would_cost_more() -> None:
+    """Of two taps an axis it would become one of three."""
+    model = Net(lambda m, x: m.conv(x) + x, conv=nn.Conv2d(4, 4, 2, padding=1, dilation=2))
+    assert reasons(fold_identity, model, IMAGES) == [
+        "merged, it takes more multiply-adds per pixel: 144 instead of 68"
+    ]
 
 
 def test_padding_by_reflection() -> None:

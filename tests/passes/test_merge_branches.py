@@ -96,12 +96,23 @@ def test_branches_that_differ_in_padding_mode() -> None:
     model = both(
         a=nn.Conv2d(4, 4, 3, padding=1), b=nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
     )
-    fires(merge_branches, model, IMAGES, times=0)
+    assert reasons(merge_branches, model, IMAGES) == ["the branches differ in padding mode"]
+
+
+def test_what_parts_the_branches_goes_before_what_parts_them_from_a_layer_before() -> None:
+    model = Net(
+        lambda m, x: m.both(m.stem(x)),
+        stem=nn.Conv2d(4, 4, 3, padding=1),
+        both=both(
+            a=nn.Conv2d(4, 4, 3, padding=1), b=nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+        ),
+    )
+    assert reasons(merge_branches, model, IMAGES) == ["the branches differ in padding mode"]
 
 
 def test_different_inputs() -> None:
     model = Net(lambda m, x: m.a(x) + m.b(x.relu()), a=branch(4, 3), b=branch(4, 1))
-    fires(merge_branches, model, IMAGES, times=0)
+    assert reasons(merge_branches, model, IMAGES) == []
 
 
 def test_broadcast_branch() -> None:
@@ -115,4 +126,20 @@ def test_broadcast_branch() -> None:
 def test_dearer_merge() -> None:
     """A large kernel in groups and a dense small one: together they would cost more."""
     model = both(a=nn.Conv2d(4, 4, 7, padding=3, groups=4), b=nn.Conv2d(4, 4, 1))
-    fires(merge_branches, model, IMAGES, times=0)
+    assert reasons(merge_branches, model, IMAGES) == [
+        "merged, it takes more multiply-adds per pixel: 784 instead of 216"
+    ]
+
+
+def test_of_several_pairs_the_nearest_says_why() -> None:
+    """Two of one cost, and one of another padding mode, which no cost would mend."""
+    model = Net(
+        lambda m, x: m.a(x) + m.b(x) + m.c(x),
+        a=nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        b=nn.Conv2d(4, 4, 3, padding=1),
+        c=nn.Conv2d(4, 4, 3, padding=4, dilation=4),
+    )
+    assert reasons(merge_branches, model, IMAGES) == [
+        "the branches differ in padding mode",
+        "merged, it takes more multiply-adds per pixel: 1,296 instead of 292",
+    ]

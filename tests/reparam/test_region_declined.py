@@ -79,6 +79,19 @@ def test_numbers_that_count_are_not_merged(count: Callable[[Tensor], Tensor]) ->
     ]
 
 
+def test_a_sum_of_unknown_sizes_is_not_said_to_be_of_integers() -> None:
+    """What the sum is of is known; with two strides, its own sizes and so its dtype are not."""
+    model = Net(
+        lambda m, x: m.norm(m.a(x) + m.b(x)),
+        a=nn.Conv2d(4, 4, 3, stride=2, padding=1),
+        b=nn.Conv2d(4, 4, 3),
+        norm=nn.BatchNorm2d(4),
+    )
+    assert set(reasons(merge_affine_region, model, drawn(0, 2, 4, 5, 5).float())) == {
+        "the operands of the sum are not known to have one shape"
+    }
+
+
 @pytest.mark.parametrize("before", [nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 3), nn.GELU())])
 def test_a_batch_norm_behind_what_is_not_linear_stays(before: nn.Module) -> None:
     model = nn.Sequential(before, nn.BatchNorm2d(4), nn.GELU())
