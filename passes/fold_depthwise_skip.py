@@ -44,7 +44,7 @@ def _folded(groups: list[Group]) -> bool:
     )
 
 
-@rewrite
+@rewrite(on=Sum)
 def fold_depthwise_skip(call: Call) -> Replace | None:
     """Merge a sum of depthwise branches and skips of one input."""
     if not (isinstance(call.value, Sum) and len(call.inputs) > 1):

@@ -38,7 +38,7 @@ def _merged(groups: list[Group]) -> bool:
     return any(group.convolutions > 1 and not group.skips for group in groups)
 
 
-@rewrite
+@rewrite(on=Sum)
 def merge_branches(call: Call) -> Replace | None:
     """Merge the convolutions of one input that a sum adds up."""
     if not isinstance(call.value, Sum):
