@@ -2,9 +2,9 @@
 
     python examples/custom_lift.py
 
-Detectors are often fine-tuned with batch norms whose statistics are buffers. The usual
-implementation takes a faster path where no gradient is needed, and a Python `if` on a tensor's
-attribute stops any tracer: the layer would stay, and so would all that it stands between.
+Detectors are often fine-tuned with batch norms whose statistics are buffers. This one makes sure
+that they were loaded, and a Python `if` on the numbers in a tensor stops any tracer: the layer
+would stay, and so would all that it stands between.
 """
 
 import torch
@@ -31,10 +31,8 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (N, C, H, W)."""
-        if x.requires_grad:  # the `if` that can't be traced
-            scale = self.weight * (self.running_var + self.eps).rsqrt()
-            shift = self.bias - self.running_mean * scale
-            return x * scale[:, None, None] + shift[:, None, None]
+        if self.running_var.min() <= 0:  # the `if` that can't be traced
+            raise RuntimeError("the statistics were not loaded")
         statistics = (self.running_mean, self.running_var, self.weight, self.bias)
         return functional.batch_norm(x, *statistics, training=False, eps=self.eps)
 

@@ -38,8 +38,8 @@ _LARGE: tuple[tuple[float, int], ...] = ((8, 1), (64, 0), (0, 2**20))
 
 # The example is varied until each output has so many elements, or so often: a few elements say
 # little of the errors that are to be compared.
-_ELEMENTS = 32
-_VARIANTS = 8
+_ELEMENTS = 128
+_VARIANTS = 32
 
 
 @dataclass(frozen=True)

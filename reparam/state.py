@@ -1,6 +1,7 @@
 """The attributes of modules, to be put back after their forward was run for what it tells."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import fx, nn
@@ -37,6 +38,17 @@ class State:
     def _differs(self, name: str, now: dict[str, Any]) -> bool:
         missing = object()
         return now.get(name, missing) is not self.attributes.get(name, missing)
+
+
+@contextmanager
+def kept(model: nn.Module) -> Generator[None]:
+    """Put back the attributes of all modules of a model after it has run."""
+    states = [State(module) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for state in states:
+            state.restore()
 
 
 def _remembers(now: Any, before: Any) -> bool:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.errors import VerificationError, first_line
-from reparam.state import State
+from reparam.state import kept
 
 EXACT = 1e-9
 """Largest relative difference of two expressions that are equal, evaluated in float64."""
@@ -114,13 +114,11 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
 @contextmanager
 def _as_it_was(fused: nn.Module) -> Generator[None]:
     """Put back what a forward writes to the attributes and buffers of its modules."""
-    states = [State(module) for module in fused.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in fused.buffers()]
     try:
-        yield
+        with kept(fused):
+            yield
     finally:
-        for state in states:
-            state.restore()
         for buffer, content in buffers:
             buffer.copy_(content)
 
