@@ -9,25 +9,28 @@ READY := .venv/ready
 RUN := $(BIN)/python -m tests.with_torchvision
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check evidence format clean
+.PHONY: help demo test test-all check evidence format clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## Train, fuse and check a small FastViT on real data, then write a fused SA12 as ONNX
 	$(BIN)/python examples/digits.py
 	@mkdir -p build
 	$(BIN)/reparam compile fastvit_sa12 -o build/fastvit_sa12.onnx
 
-test: $(READY)  ## Run the tests
-	$(RUN) pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+test: $(READY)  ## Run the tests, but for those marked as long
+	$(RUN) pytest -n $(WORKERS) --dist worksteal -m "not long" $(PYTEST_ARGS)
 
-check: $(READY)  ## Check format, lint, types and import rules, then run the tests
+test-all: test  ## Run the tests, then those marked as long
+	$(RUN) pytest -n $(WORKERS) --dist worksteal -m long $(PYTEST_ARGS)
+
+check: $(READY)  ## Check format, lint, types and import rules, then run all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
-	$(MAKE) test
+	$(MAKE) test-all
 
 evidence: $(READY)  ## Measure timm's families anew, and write the table in the docs (resumable)
 	$(RUN) docs/families_page.py

@@ -20,6 +20,7 @@ from reparam.graph import ValueGraph
 from reparam.interface import keep_interface
 from reparam.lift import lift_graph
 from reparam.lower import lower
+from reparam.paths import prefixes
 from reparam.pipelines import Pass
 from reparam.report import Counts, Remark, count
 from reparam.rewrite import Rewrite
@@ -120,8 +121,9 @@ class Block:
     def _compiled_parts(self, captured: Capture) -> dict[int, nn.Module]:
         """Compiled parts of the modules that stay whole, by the identity of the original."""
         targets = {str(node.target) for node in captured.graph.nodes if node.op != "call_function"}
+        entered = {folder for target in targets for folder in prefixes(target)[:-1]}
         whole = [path for path in captured.untraced if path in targets]
-        apart = [p for p in whole if not any(target.startswith(f"{p}.") for target in targets)]
+        apart = [path for path in whole if path not in entered]
         for path in whole:
             if path not in apart and any(True for _ in called_parts(captured.attribute(path))):
                 reason = "its parts are called from elsewhere as well, and stay as they are"

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from reparam import known
 from reparam.bound import bind, defaults, split_constants, tensor_defaults
 from reparam.errors import CaptureError, TrainingModeError, UntracedError
+from reparam.paths import attribute_at
 from reparam.places import explained
 from reparam.rebind import rebind
 from reparam.tracer import Tracer
@@ -37,15 +38,7 @@ class Capture:
         """What a path of the graph leads to."""
         if path in self.tensors:
             return self.tensors[path]
-        owner, _, name = path.rpartition(".")
-        return getattr(self.root.get_submodule(owner), name)
-
-    def owner(self, path: str) -> nn.Module | None:
-        """The module at a path, if the model has one there."""
-        try:
-            return self.root.get_submodule(path)
-        except AttributeError:
-            return None
+        return attribute_at(self.root, path)
 
 
 def modules_of(model: Any) -> Iterator[tuple[str, nn.Module]]:

@@ -19,7 +19,7 @@ from reparam import known
 from reparam.arguments import mapped
 from reparam.errors import first_line
 from reparam.proxies import FACTORIES
-from reparam.state import State
+from reparam.state import kept
 
 INTEGERS = {"dim", "ndim", "numel", "nelement", "ndimension", "element_size", "itemsize"}
 PROPERTIES = {"dtype": torch.dtype, "device": torch.device, "requires_grad": bool}
@@ -150,12 +150,8 @@ class ExampleValues:
     def _run_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(map(known.hooked, module.modules())):
             raise _UnknownError("it depends on the result of a module with hooks")
-        before = [State(part) for part in module.modules()]
-        try:
+        with kept(module):
             return module(*args, **kwargs)
-        finally:
-            for state in before:
-                state.restore()
 
 
 def _has_no_effect(target: Any) -> bool:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from reparam import known
 from reparam.capture import modules_of
+from reparam.paths import module_at
 
 PRESERVED = "_user_preserved_attributes"
 """What a graph module calls the attributes that its copies keep."""
@@ -95,19 +96,12 @@ def add_methods(fused: fx.GraphModule, methods: dict[str, fx.GraphModule]) -> No
     """Give a compiled model further entries; they share the modules that came out alike."""
     for name, entry in methods.items():
         for path, module in list(modules_of(entry)):
-            twin = _module_at(fused, path) if path else None
+            twin = module_at(fused, path) if path else None
             if twin is not None and _alike(twin, module):
                 owner, _, last = path.rpartition(".")
                 setattr(entry.get_submodule(owner), last, twin)
         preserve(fused, name, entry)
         vars(fused)["_modules"][name] = entry  # so that it moves and casts along
-
-
-def _module_at(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:

@@ -25,7 +25,7 @@ from reparam.lower_operators import (
     write_padding,
 )
 from reparam.operators import Cat, Operator, Pad, Slice
-from reparam.paths import Paths, allowed
+from reparam.paths import Paths, allowed, module_at
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
 from reparam.wrappers import duplicate
 
@@ -141,7 +141,9 @@ class _Lowerer:
                 write_nothing(content)
             self._hold(kept, content)
             owner, _, name = path.rpartition(".")
-            if name in getattr(self.capture.owner(owner), "_non_persistent_buffers_set", ()):
+            if name in getattr(
+                module_at(self.capture.root, owner), "_non_persistent_buffers_set", ()
+            ):
                 self.transient.add(kept)
         return kept
 

@@ -3,8 +3,9 @@
 import itertools
 import keyword
 from collections.abc import Iterable
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 RESERVED = ("code", "graph", "meta", "reparam_report")
 """What a graph module sets on itself, and a compile on its result."""
@@ -22,18 +23,18 @@ class Paths:
     def fresh(self, name: str) -> str:
         """A path for a new module: the name, unless it is another's or a folder of others."""
         name = allowed(name)
-        if not self._occupied.isdisjoint(_prefixes(name)):  # inside a module that is kept whole
+        if not self._occupied.isdisjoint(prefixes(name)):  # inside a module that is kept whole
             name = name.replace(".", "_")
         numbered = (f"{name}_fused{number}" for number in itertools.count(2))
         names = itertools.chain((name, f"{name}.fused", f"{name}_fused"), numbered)
         return next(path for path in names if self._is_free(path))
 
     def _is_free(self, path: str) -> bool:
-        return f"{path}." not in self._occupied and self._occupied.isdisjoint(_prefixes(path))
+        return f"{path}." not in self._occupied and self._occupied.isdisjoint(prefixes(path))
 
     def occupy(self, path: str) -> None:
         """Note a path as taken, and the folders that it lies in as folders."""
-        self._occupied |= {path, *(f"{folder}." for folder in _prefixes(path))}
+        self._occupied |= {path, *(f"{folder}." for folder in prefixes(path))}
 
 
 def allowed(path: str) -> str:
@@ -44,7 +45,25 @@ def allowed(path: str) -> str:
     return ".".join(f"{p}_" if keyword.iskeyword(p) else p for p in (first, *others))
 
 
-def _prefixes(path: str) -> list[str]:
-    """The path, and all folders that it lies in."""
+def attribute_at(model: nn.Module, path: str) -> Any:
+    """What a path leads to: a module, a parameter, a buffer or any attribute.
+
+    Raises:
+        AttributeError: if there is nothing.
+    """
+    owner, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(owner), name)
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, if there is one."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def prefixes(path: str) -> list[str]:
+    """The path, and all folders that it lies in, the outermost first."""
     parts = path.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reparam import known
 from reparam.example_values import ExampleValues
 from reparam.meaning import has_meaning
+from reparam.paths import attribute_at
 from reparam.places import calling_line, explained
 from reparam.proxies import AttributeProxy, TensorProxy, python_asks
 from reparam.state import State
@@ -231,8 +232,7 @@ class Tracer(fx.Tracer):
         self._held[node] = self.create_node("call_function", known.ASSERT, (condition, message), {})
 
     def _attribute(self, path: str) -> Any:
-        owner, _, name = path.rpartition(".")
-        return getattr(self.root.get_submodule(owner), name)
+        return attribute_at(self.root, path)
 
     def _forget_after(self, last: fx.Node | None) -> None:
         """Erase what a trace that failed has left in the graph."""

@@ -48,14 +48,11 @@ def parts_of(module: nn.Module) -> Iterator[nn.Module]:
     """All that `called_parts` could be of a module."""
     if type(module) in CONTAINERS:
         return  # whoever has the container calls what it holds
-    yield from _held(module)
-
-
-def _held(module: nn.Module) -> Iterator[nn.Module]:
-    for part in module.children():
+    pending = list(module.children())
+    for part in pending:
         yield part
         if type(part) in CONTAINERS:
-            yield from _held(part)
+            pending += part.children()
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -1,7 +1,6 @@
 """The model inside of wrappers, with weights in the place of what computes them."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -96,11 +95,7 @@ def _materialise(module: Any) -> None:
 
 def _hooks(module: Any) -> list[Any]:
     """Torch's own hooks that compute a weight before each call."""
-    return list(_own(module._forward_pre_hooks.values()))
-
-
-def _own(hooks: Any) -> Iterator[Any]:
-    for hook in hooks:
-        own = type(hook).__module__.startswith("torch.nn.utils.")
-        if own and (type(hook).__name__ in REMOVERS or isinstance(hook, prune.BasePruningMethod)):
-            yield hook
+    hooks = module._forward_pre_hooks.values()
+    own = [hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")]
+    pruning = prune.BasePruningMethod
+    return [one for one in own if type(one).__name__ in REMOVERS or isinstance(one, pruning)]

@@ -12,7 +12,7 @@ from tests.test_timm_zoo import survivors, trained, unexplained
 from tests.timm_families import FAMILIES, Family, measured
 
 timm: Any = pytest.importorskip("timm")
-pytestmark = pytest.mark.usefixtures("without_annotation_checks")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("without_annotation_checks")]
 
 UNTRACED: dict[str, int] = {}
 """How many modules stay whole in the models that aren't traced whole."""

@@ -58,8 +58,8 @@ PROGRAMS: dict[str, Callable[[], nn.Module]] = {
 """By the row that they are of."""
 
 
-def outputs(model: Callable[[Tensor], object]) -> list[Tensor]:
+def outputs(model: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> list[Tensor]:
     """What a program gives of `IMAGE`."""
     with torch.no_grad():
         found = model(IMAGE.clone())
-    return list(found) if isinstance(found, tuple) else [found]  # type: ignore[list-item]
+    return list(found) if isinstance(found, tuple) else [found]
