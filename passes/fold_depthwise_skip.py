@@ -49,4 +49,4 @@ def fold_depthwise_skip(call: Call) -> Replace | None:
     """Merge a sum of depthwise branches and skips of one input."""
     if not (isinstance(call.value, Sum) and len(call.inputs) > 1):
         return None
-    return merge(call, _through, _folded, convolving=True)
+    return merge(call, _through, _folded)

@@ -49,7 +49,7 @@ def fold_identity(call: Call) -> Replace | None:
     """Merge a sum of linear branches and skips of one input."""
     if not (isinstance(call.value, Sum) and len(call.inputs) > 1):
         return None
-    found = merge(call, _through, _folded, convolving=True)
+    found = merge(call, _through, _folded)
     if found is None and (obstacle := _obstacle(call)) is not None:
         raise Declined(f"a branch has {obstacle.value.__name__} in it, not linear", obstacle.name)
     return found

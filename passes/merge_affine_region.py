@@ -19,10 +19,12 @@ Profitable when:
 """
 
 from reparam import Call, Replace, rewrite
+from reparam.operators import Operator
 from reparam.region import merge
+from reparam.values import BatchNorm, Conv, Sum
 
 
-@rewrite
+@rewrite(on=Conv | BatchNorm | Sum | Operator)
 def merge_affine_region(call: Call) -> Replace | None:
     """Merge the linear region that ends in a call."""
     return merge(call)

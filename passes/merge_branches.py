@@ -43,4 +43,4 @@ def merge_branches(call: Call) -> Replace | None:
     """Merge the convolutions of one input that a sum adds up."""
     if not isinstance(call.value, Sum):
         return None
-    return merge(call, _through, _merged, convolving=True)
+    return merge(call, _through, _merged)

@@ -7,7 +7,7 @@ from math import prod
 from reparam.algebra import input_columns
 from reparam.composition import composed_border, composed_madds
 from reparam.cost import conv_madds
-from reparam.errors import require
+from reparam.errors import Declined, require
 from reparam.graph import Call
 from reparam.operator_laws import as_convolution
 from reparam.operators import AvgPool, Cat, ConvTranspose, Pad, Slice
@@ -35,12 +35,12 @@ def multiple(call: Call) -> bool:
 
 
 def expanded_terms(
-    call: Call, terms: tuple[Term, ...], limit: Callable[[], float] | None
+    call: Call, terms: tuple[Term, ...], pays: Callable[[float], bool] | None
 ) -> list[tuple[Call, Term]]:
     """The terms of a call as terms of its inputs.
 
-    A composition may take more multiply-adds than its parts do if `limit` says so many, which is
-    asked only then.
+    A composition may take more multiply-adds than its parts do if `pays` says so, which is asked
+    only then.
     """
     value = call.value
     if isinstance(value, Sum):
@@ -59,7 +59,7 @@ def expanded_terms(
     new: list[tuple[Call, Term]] = []
     for term in terms:
         if isinstance(term.map, Conv):
-            _require_affordable(term.map, inner, limit)
+            require_affordable(term.map, inner, pays)
         deeper = composed(term.map, inner)
         paths = term.convolutions + term.skips
         found = replace(term, map=deeper) if skip else Term(deeper, paths, 0)
@@ -100,15 +100,20 @@ def require_one_shape(call: Call) -> None:
     require(same, "the operands of the sum are not known to have one shape")
 
 
-def _require_affordable(outer: Conv, inner: Conv, limit: Callable[[], float] | None) -> None:
-    """Refuse a composition that no region here can pay for, before it is computed."""
+def require_affordable(outer: Conv, inner: Conv, pays: Callable[[float], bool] | None) -> None:
+    """Refuse a composition that no region here can pay for, before it is computed.
+
+    Raises:
+        Declined: unless it takes no more multiply-adds than its parts do, or `pays` says so.
+    """
     if outer.n != inner.n:
         return  # the law itself will say so
-    composed_border(outer, inner)  # of two reasons, the border is the one that no budget mends
     apart = conv_madds(outer) + conv_madds(inner) * prod(outer.stride)
     together = composed_madds(outer, inner)
-    affordable = together <= apart or (limit is not None and together <= limit())
-    require(affordable, dearer(apart, together))
+    if together <= apart or (pays is not None and pays(together)):
+        return
+    composed_border(outer, inner)  # of two reasons, the border is the one that no budget mends
+    raise Declined(dearer(apart, together))
 
 
 def dearer(before: float, after: float, each: str = "pixel") -> str:

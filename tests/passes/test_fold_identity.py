@@ -112,8 +112,7 @@ def test_another_input_is_no_obstacle() -> None:
             return self.conv(x) + y
 
     fused = reparam.compile(Two().eval(), (IMAGES, IMAGES), passes=(fold_identity,))
-    (missed,) = reparam.report(fused).missed
-    assert missed.message == "the operands of the sum are not known to have one shape"
+    assert not reparam.report(fused).missed
 
 
 def test_a_kernel_that_passes_over_its_middle_would_cost_more() -> None:
