@@ -56,11 +56,16 @@ class Candidate:
         conv = next(convs, None)
         return conv.out_channels if conv is not None else 1
 
+    @cached_property
+    def most(self) -> float:
+        """How many operations could be gained, if all maps of each tensor became one."""
+        convs = sum(any(t.convolutions for t in terms) for terms in self.terms.values())
+        return self.operations - (len(self.terms) - 1 + convs)
+
     @property
     def fewer(self) -> bool:
-        """Whether operations fall. Each tensor takes one map at least: it may show without them."""
-        least = len(self.terms) - 1
-        return least < self.operations and self.after.operations < self.operations
+        """Whether operations fall; what could be gained at most may show that they don't."""
+        return self.most > 0 and self.after.operations < self.operations
 
     @property
     def profitable(self) -> bool:

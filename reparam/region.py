@@ -180,8 +180,8 @@ def _best(found: list[Candidate], accept: Accept) -> Candidate | None:
     """
     best: Candidate | None = None
     for candidate in reversed(found):
-        if best is not None and candidate.operations < best.gain.operations:
-            break
+        if best is not None and candidate.most < best.gain.operations:
+            continue
         if candidate.profitable and accept(candidate.flat) and _gain(candidate) >= _gain(best):
             best = candidate
     return best

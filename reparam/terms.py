@@ -1,6 +1,6 @@
 """Maps of one tensor, as they meet in a region: which of them become one, and what that costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -60,9 +60,12 @@ def met(terms: tuple[Term, ...], new: Term) -> tuple[Term, ...]:
 
 def grouped(terms: tuple[Term, ...]) -> list[Group]:
     """Merge maps of one tensor pair by pair, the most rewarding first, as long as that pays."""
-    if len(terms) == 1 and isinstance(terms[0].map, Sum):
+    if len(terms) == 1:
         return [Group(terms[0].map, terms)]
-    groups = [Group(_numberless(term.map), (term,)) for term in terms]
+    alike: dict[Hashable, list[Term]] = {}
+    for term in terms:  # those of one form merge without loss, before any pair is weighed
+        alike.setdefault(_form(term.map), []).append(term)
+    groups = [Group(_numberless(same[0].map), tuple(same)) for same in alike.values()]
     while True:
         pairs = (
             (extra_madds(a.map, b.map), i, a, b)
@@ -75,6 +78,16 @@ def grouped(terms: tuple[Term, ...]) -> list[Group]:
         _, _, a, b = best
         groups = [group for group in groups if group is not a and group is not b]
         groups.append(Group(_added(a.map, b.map, added_shape), a.terms + b.terms))
+
+
+def _form(map_: Conv | Sum) -> Hashable:
+    """What two maps have to share so that their sum has it, too."""
+    if isinstance(map_, Sum):
+        return None
+    if map_.border is not None:
+        return id(map_)
+    shape, padding, dilation = map_.weight.shape, map_.padding, map_.dilation
+    return shape, map_.stride, padding, dilation, map_.groups, map_.padding_mode
 
 
 def joined(a: Group, b: Group) -> Group:
