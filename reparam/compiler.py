@@ -1,6 +1,8 @@
 """The compiler's entry: compile, verify, report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import gc
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import fx, nn
@@ -62,6 +64,19 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
         raise ReparamError(f"verify is True or False, not {verify!r}")
     model = materialised(unwrapped(checked(model)))
     options = Options(chosen, verify, remarks or _ignore)
+    with _uncollected():
+        return _compiled(model, options, example_inputs, constants, methods)
+
+
+def _compiled(
+    model: nn.Module,
+    options: Options,
+    example_inputs: Any,
+    constants: Mapping[str, Any] | None,
+    methods: Sequence[str] | Mapping[str, Any],
+) -> nn.Module:
+    """Compile a model and its further methods, and verify them."""
+    verify = options.verify
     block = Block(model, options, example_inputs, constants)
     fused = block.fused
     whole = None
@@ -81,6 +96,21 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
         add_methods(fused, added)
     attach(fused, _report(block, verify, whole))
     return fused
+
+
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Do without the search for garbage, which goes through the whole graph again and again.
+
+    What a compile makes is either used to its end or freed where the last reference goes.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _checked_passes(passes: Any) -> tuple[Pass, ...]:
