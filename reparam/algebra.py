@@ -74,8 +74,7 @@ def widen_groups(conv: Conv, groups: int) -> Conv:
     out, per_group = conv.out_channels // conv.groups, conv.weight.shape[1]
     weight = conv.weight.new_zeros(groups, blocks, out, blocks, per_group, *conv.kernel)
     grouped = conv.weight.reshape(groups, blocks, out, per_group, *conv.kernel)
-    for block in range(blocks):
-        weight[:, block, :, block] = grouped[:, block]
+    weight.diagonal(0, 1, 3).copy_(grouped.movedim(1, -1))
     wide = weight.reshape(conv.out_channels, blocks * per_group, *conv.kernel)
     return replace(conv, weight=wide, groups=groups)
 

@@ -83,7 +83,7 @@ class Block:
     def _compile(
         self, model: nn.Module, captured: Capture, example: Any, constants: Mapping[str, Any]
     ) -> None:
-        self.before = count(model, captured.graph)
+        self.before = count(model, captured.graph, captured.attribute)
         if constants:
             copy_before_writes(captured.graph, fenced(captured))
         values = lift_graph(captured, example)
@@ -105,7 +105,7 @@ class Block:
         keep_interface(model, fused)
         for message in _assertions(fused.graph):
             self._say(Remark("analysis", "capture", "", message))
-        self.fused, self.after = fused, count(fused, fused.graph)
+        self.fused, self.after = fused, count(fused, fused.graph, fused.get_submodule)
         self._add_up()
 
     def _leave(self, model: nn.Module, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,12 +33,14 @@ class Capture:
     graph: fx.Graph
     untraced: dict[str, str]
     tensors: dict[str, Tensor]
+    _found: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def attribute(self, path: str) -> Any:
         """What a path of the graph leads to."""
-        if path in self.tensors:
-            return self.tensors[path]
-        return attribute_at(self.root, path)
+        if path not in self._found:
+            found = self.tensors.get(path)
+            self._found[path] = attribute_at(self.root, path) if found is None else found
+        return self._found[path]
 
 
 def modules_of(model: Any) -> Iterator[tuple[str, nn.Module]]:

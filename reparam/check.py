@@ -5,7 +5,7 @@ interior. What can't be evaluated is no evidence, and no evidence is a failure.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from typing import Any
@@ -18,7 +18,7 @@ from reparam.errors import Declined, Rejected, first_line
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
 from reparam.operators import AvgPool
 from reparam.sizes import Assignment, Size, Symbol
-from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Value
+from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Sum, Value
 from reparam.verify import EXACT, relative_difference
 
 SEED = 20230814
@@ -38,16 +38,15 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
     cut = _cut(rewrite)
     computed = {*rewrite, *_between(rewrite, cut)}
     known = _leaves(rewrite, cut, computed)
-    reach, stride = _window(rewrite, cut, computed)
+    window = _window(rewrite, cut, computed)
     numbers, wide = _Numbers(), dict[Value, Value]()
     worst, interior = 0.0, False
-    plain = ((reach // 2 + 1, max(reach - 1, 1)), (reach + stride, reach + stride + 1))
     # Where these are too small for a pool in between, or not what a linear layer reads whole.
-    others = ((4 * reach, 4 * reach + 1), *_flat_sizes(rewrite, known))
-    for sizes in (*plain, *others):
+    others = ((4 * window.reach, 4 * window.reach + 1), *_flat_sizes(rewrite, known))
+    for sizes in (*window.sizes, *others):
         if interior and sizes in others:
             break
-        tensors = _draw(known, sizes, numbers)
+        tensors = _draw(known, sizes, numbers, window.images)
         try:
             old = list(map(_Evaluation(tensors, wide), rewrite))
         except RuntimeError:
@@ -129,11 +128,37 @@ def _exact(call: Call) -> bool:
     return call.shape is not None and call.shape.exact
 
 
-def _window(
-    rewrite: Mapping[Call, Expression], cut: set[Call], computed: set[Call]
-) -> tuple[int, int]:
-    """The longest kernel on either side, dilation included, 3 at least, and the largest stride."""
-    longest, stride = 3, 1
+@dataclass(frozen=True)
+class _Window:
+    """What either side sees of a tensor at once.
+
+    Attributes:
+        reach: the longest kernel, dilation included.
+        stride: the largest one.
+        linear: whether all that is computed are convolutions, norms and sums, no one of which
+            can mix images, or pixels that no kernel spans.
+    """
+
+    reach: int
+    stride: int
+    linear: bool
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Heights and widths at which every border shows."""
+        if self.linear and self.reach == self.stride == 1:
+            return ((2, 3),)
+        reach, far = max(self.reach, 3), max(self.reach, 3) + self.stride
+        return (reach // 2 + 1, reach - 1), (far, far + 1)
+
+    @property
+    def images(self) -> int:
+        """How many images show all that differs between them."""
+        return 1 if self.linear else 2
+
+
+def _window(rewrite: Mapping[Call, Expression], cut: set[Call], computed: set[Call]) -> _Window:
+    longest, stride, linear = 1, 1, True
     seen: set[Call | Apply] = set()
     pending: list[Call | Apply] = [*rewrite, *rewrite.values()]
     while pending:
@@ -141,8 +166,11 @@ def _window(
         if part in cut or part in seen or isinstance(part.value, Shape):
             continue
         seen.add(part)
+        linear &= isinstance(part.value, Conv | BatchNorm | Sum)
         if isinstance(part.value, Conv):
-            longest = max(longest, *_reach(part.value), 1)
+            # A kernel of one tap that is padded or cropped has a border as well.
+            sides = [abs(side) for sides in part.value.padding for side in sides]
+            longest = max(longest, *_reach(part.value), *sides, 1)
             stride = max(stride, *part.value.stride, 1)
         elif isinstance(part.value, AvgPool):
             longest = max(longest, *part.value.kernel)
@@ -150,7 +178,7 @@ def _window(
         if isinstance(part, Apply) or not isinstance(part.value, Opaque) or part in computed:
             options = dict(part.options) if isinstance(part, Apply) else {}
             pending.extend(found((part.inputs, options), (Call, Apply)))
-    return longest, stride
+    return _Window(longest, stride, linear)
 
 
 def _flat_sizes(rewrite: Mapping[Call, Expression], drawn: list[Call]) -> set[tuple[int, int]]:
@@ -186,14 +214,16 @@ class _Numbers:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _draw(calls: list[Call], sizes: tuple[int, int], numbers: _Numbers) -> dict[Call, Tensor]:
+def _draw(
+    calls: list[Call], sizes: tuple[int, int], numbers: _Numbers, images: int
+) -> dict[Call, Tensor]:
     """Random float64 tensors of the calls' shapes; equal symbols get equal sizes."""
     batch = {
         c.shape.axes[0].symbols[0]
         for c in calls
         if c.shape and c.shape.exact and c.shape.axes and c.shape.axes[0].symbols
     }
-    given: dict[Symbol, int] = dict.fromkeys(batch, 2)
+    given: dict[Symbol, int] = dict.fromkeys(batch, images)
     assignment = Assignment(sizes, given)
     every = {s for c in calls if c.shape for axis in c.shape.axes for s in axis.symbols}
     for symbol in sorted(every, key=lambda symbol: symbol.serial):
@@ -201,7 +231,9 @@ def _draw(calls: list[Call], sizes: tuple[int, int], numbers: _Numbers) -> dict[
     tensors: dict[Call, Tensor] = {}
     for call in calls:
         # Of a tensor that nothing is known of, any shape is a test, if what reads it takes it.
-        axes = (2, 3, *sizes) if call.shape is None else tuple(map(assignment, call.shape.axes))
+        axes = (
+            (images, 3, *sizes) if call.shape is None else tuple(map(assignment, call.shape.axes))
+        )
         shape = axes if call.shape is None or call.shape.exact else (1, *axes)
         tensors[call] = numbers(shape).to(_device(call))
     return tensors

@@ -93,7 +93,7 @@ class Driver:
         self.listener = listener
         self.remarks: list[Remark] = []
         self.unchecked = 0
-        self._missed: dict[tuple[Call, str], tuple[str, str | None]] = {}
+        self._missed: dict[Call, dict[str, tuple[str, str | None]]] = {}
         self._told: set[tuple[str, str]] = set()
         self._queue = _Queue(passes)
 
@@ -106,8 +106,9 @@ class Driver:
                 continue
             self._offer(call, self.passes[order])
             self._queue.push(call, order + 1)
-        for (call, rule), why in sorted(self._missed.items(), key=lambda item: item[0][0]):
-            self._say("missed", rule, call.name, *why)
+        for call in sorted(self._missed):
+            for rule, why in self._missed[call].items():
+                self._say("missed", rule, call.name, *why)
         self.values.graph.lint()
         return self.remarks
 
@@ -118,7 +119,8 @@ class Driver:
 
     def _offer(self, call: Call, rule: Rewrite) -> None:
         """Ask a pass about a call, and do what it says."""
-        self._missed.pop((call, rule.name), None)
+        if call in self._missed:
+            self._missed[call].pop(rule.name, None)
         try:
             replacement = rule(call)
             if replacement is not None:
@@ -127,7 +129,8 @@ class Driver:
             self._say("missed", rule.name, call.name, rejected.reason, rejected.blocker)
         except Declined as declined:
             # The error itself would keep alive what stood on the stack: weights in float64.
-            self._missed[call, rule.name] = (declined.reason, declined.blocker)
+            why = (declined.reason, declined.blocker)
+            self._missed.setdefault(call, {})[rule.name] = why
         except Exception as error:  # a pass may be anyone's
             line = first_line(error)
             reason = f"the pass failed with {type(error).__name__}: {line}"
@@ -169,8 +172,7 @@ class Driver:
         for fresh in made:
             fresh.node.meta["traits"] = kept
         for gone in dead:
-            for other in self.passes:
-                self._missed.pop((gone, other.name), None)
+            self._missed.pop(gone, None)
         self._say("applied", rule.name, name, message, None, error)
         near = {*made, *around, *_downstream({*made, *leaves(rewrite.values())})}
         self._enqueue(c for c in near if not c.node._erased)

@@ -217,7 +217,8 @@ class ValueGraph:
             reader = Call(user)
             if call in rewrite or reader in dead or not isinstance(reader.value, Shape):
                 continue
-            alive = (c for c in self.calls() if c < reader and (c in rewrite or c not in dead))
+            near = (_sized_by(call), *self.calls())  # to look through all of them is seldom needed
+            alive = (c for c in near if c < reader and (c in rewrite or c not in dead))
             alike = (c for c in alive if _sized_by(c) == _sized_by(call) or self._alike(reader, c))
             twin = next((c for c in alike if c != call), None)
             require(twin is not None, "its sizes are read, and no other tensor has them", call.name)

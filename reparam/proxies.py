@@ -180,15 +180,17 @@ def python_asks(tracer: Any) -> Generator[None]:
     own_range = builtins.range
 
     def is_instance(instance: Any, kinds: Any) -> bool:
-        if kinds is counted:
-            kinds = own_range
-        elif own_isinstance(kinds, tuple) and counted in kinds:
-            kinds = (own_range, *(kind for kind in kinds if kind is not counted))
-        if own_isinstance(instance, kinds):
-            return True
-        if type(instance) is not TensorProxy and type(instance) is not AttributeProxy:
-            return False
-        return tracer.stands_for(instance, kinds)
+        kind = type(instance)
+        stands = kind is TensorProxy or kind is AttributeProxy
+        try:  # first what almost all ask, at length what few do: all of torch asks here
+            return own_isinstance(instance, kinds) or (
+                stands and tracer.stands_for(instance, kinds)
+            )
+        except TypeError:
+            given = kinds if own_isinstance(kinds, tuple) else (kinds,)
+            if counted not in given:
+                raise
+            return is_instance(instance, tuple(own_range if k is counted else k for k in given))
 
     def counted(*bounds: Any) -> range:
         plain = (int(bound) if own_isinstance(bound, fx.Proxy) else bound for bound in bounds)

@@ -242,16 +242,22 @@ def _candidates(
 
 def _same_kind(root: Call, call: Call) -> None:
     """Refuse to mix dtypes, which rounds differently from the original, and devices."""
-    dtypes = {c.shape.dtype for c in (root, call, *call.inputs) if c.shape is not None}
+    operands = {_dtype(source) for source in call.inputs}
+    dtypes = {_dtype(root), _dtype(call)} | operands
     if isinstance(call.value, Sum):  # of integers too, which no convolution would tell
-        operands = {c.shape.dtype if c.shape else None for c in call.inputs}
         if len(call.inputs) > 1 and len(operands) == 1 and all(map(_floating, operands)):
             require_one_shape(call)  # the dtype of a broadcast sum is not known
-        floating = all(map(_floating, dtypes | operands))
+        own = {c.shape.dtype for c in (root, call) if c.shape is not None}
+        floating = all(map(_floating, own | operands))
         require(floating, "the operands are not known to be floating-point")
     require(len(dtypes - {None}) <= 1, "the dtypes differ")
-    devices = {t.device for c in (root, call) for t in c.value.tensors()}
-    require(len(devices) <= 1, "the devices differ")
+    if root != call and (held := call.value.tensors()):
+        devices = {tensor.device for tensor in (*root.value.tensors(), *held)}
+        require(len(devices) <= 1, "the devices differ")
+
+
+def _dtype(call: Call) -> torch.dtype | None:
+    return None if call.shape is None else call.shape.dtype
 
 
 def _floating(dtype: torch.dtype | None) -> bool:

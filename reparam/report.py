@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any, Literal
@@ -166,12 +166,12 @@ class Report:
         return f"{found.checked} rewrites checked, {error}{whole}"
 
 
-def count(root: nn.Module, graph: fx.Graph) -> Counts:
-    """Count the calls of a graph, and the parameters of the model that it belongs to."""
+def count(root: nn.Module, graph: fx.Graph, module_at: Callable[[str], nn.Module]) -> Counts:
+    """Count the calls of a graph, and the parameters of the model whose modules it calls."""
     operators: Counter[str] = Counter()
     for node in graph.nodes:
         if node.op == "call_module":
-            operators[type(root.get_submodule(str(node.target))).__name__] += 1
+            operators[type(module_at(str(node.target))).__name__] += 1
         elif node.op in ("call_function", "call_method"):
             operators[getattr(node.target, "__name__", str(node.target))] += 1
     parameters = sum(parameter.numel() for parameter in root.parameters())

@@ -46,7 +46,7 @@ def materialised(model: nn.Module) -> nn.Module:
     That is what torch's parametrizations and prunings do, weight and spectral norm in their older
     form included.
     """
-    if not any(parametrize.is_parametrized(m) or _hooks(m) for m in model.modules()):
+    if not any("parametrizations" in m._modules or _hooks(m) for m in model.modules()):
         return model
     copied = duplicate(model)
     for module in copied.modules():
@@ -95,6 +95,8 @@ def _materialise(module: Any) -> None:
 
 def _hooks(module: Any) -> list[Any]:
     """Torch's own hooks that compute a weight before each call."""
+    if not module._forward_pre_hooks:
+        return []
     hooks = module._forward_pre_hooks.values()
     own = [hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")]
     pruning = prune.BasePruningMethod

@@ -105,4 +105,4 @@ def test_functions_and_methods_count_under_their_names() -> None:
 
     model = Net()
     graph = torch.fx.symbolic_trace(model).graph
-    assert count(model, graph).operators == {"add": 1, "flatten": 2, "relu": 1}
+    assert count(model, graph, model.get_submodule).operators == {"add": 1, "flatten": 2, "relu": 1}
