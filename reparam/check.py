@@ -42,7 +42,7 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
     numbers, wide = _Numbers(), dict[Value, Value]()
     worst, interior = 0.0, False
     # Where these are too small for a pool in between, or not what a linear layer reads whole.
-    others = ((4 * window.reach, 4 * window.reach + 1), *_flat_sizes(rewrite, known))
+    others = (window.large, *_flat_sizes(rewrite, known))
     for sizes in (*window.sizes, *others):
         if interior and sizes in others:
             break
@@ -150,6 +150,11 @@ class _Window:
             return ((2, 3),)
         reach, far = max(self.reach, 3), max(self.reach, 3) + self.stride
         return (reach // 2 + 1, reach - 1), (far, far + 1)
+
+    @property
+    def large(self) -> tuple[int, int]:
+        """A height and width for what knows no window of its own."""
+        return 4 * max(self.reach, 3), 4 * max(self.reach, 3) + 1
 
     @property
     def images(self) -> int:

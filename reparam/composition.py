@@ -25,20 +25,7 @@ def compose(outer: Conv, inner: Conv) -> Conv:
     padding, mode, border = composed_border(outer, inner)
     kernel, dilation = _composed_taps(outer, inner)
     groups = composed_groups(outer, inner)
-    weight: Tensor | None = None
-    for tap in product(*map(range, outer.kernel)):
-        part = _compose_channels(outer, tap, inner, groups)
-        if prod(outer.kernel) == 1:
-            weight = part  # nothing is summed
-            break
-        if weight is None:
-            weight = part.new_zeros(*part.shape[:2], *kernel)
-        axes = zip(
-            tap, inner.stride, outer.dilation, inner.dilation, inner.kernel, dilation, strict=True
-        )
-        window = [tap_slice(t * s * d // step, e // step, k) for t, s, d, e, k, step in axes]
-        weight[(slice(None), slice(None), *window)] += part
-    assert weight is not None, "a kernel has at least one tap"
+    weight = _compose_kernels(outer, inner, groups, kernel, dilation)
     stride = tuple(a * b for a, b in zip(outer.stride, inner.stride, strict=True))
     return Conv(
         weight, _composed_bias(outer, inner), stride, padding, dilation, groups, mode, border
@@ -77,17 +64,37 @@ def composed_kernel(outer: Conv, inner: Conv) -> tuple[int, ...]:
     return _composed_taps(outer, inner)[0]
 
 
-def _compose_channels(outer: Conv, tap: tuple[int, ...], inner: Conv, groups: int) -> Tensor:
-    """One tap of the outer kernel on the whole inner one: (out, in/groups, *inner kernel)."""
-    mixing = outer.weight[(slice(None), slice(None), *tap)]
-    spread = (1,) * inner.n
+def _compose_kernels(
+    outer: Conv, inner: Conv, groups: int, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> Tensor:
+    """The weight of the composition: for each outer tap, the inner kernel at its place."""
+    scales = prod(inner.kernel) == 1 and (outer.depthwise or inner.depthwise)
+    if scales or prod(outer.kernel) == 1:
+        return _compose_channels(outer.weight, outer, inner, groups)  # nothing meets in a place
+    weight = outer.weight.new_zeros(outer.out_channels, inner.in_channels // groups, *kernel)
+    for tap in product(*map(range, outer.kernel)):
+        one = (slice(None), slice(None), *(slice(t, t + 1) for t in tap))
+        part = _compose_channels(outer.weight[one], outer, inner, groups)
+        axes = zip(
+            tap, inner.stride, outer.dilation, inner.dilation, inner.kernel, dilation, strict=True
+        )
+        window = [tap_slice(t * s * d // step, e // step, k) for t, s, d, e, k, step in axes]
+        weight[(slice(None), slice(None), *window)] += part
+    return weight
+
+
+def _compose_channels(taps: Tensor, outer: Conv, inner: Conv, groups: int) -> Tensor:
+    """Some taps of the outer kernel on the inner one: (out, in/groups, *taps).
+
+    One of the two has a single tap. If it is the inner, one of the two is depthwise, too.
+    """
     if outer.depthwise:
-        return mixing.reshape(-1, 1, *spread) * inner.weight
+        return taps * inner.weight
     if inner.depthwise:
         columns = inner.weight.reshape(outer.groups, 1, -1, *inner.kernel)
-        rows = mixing.reshape(outer.groups, -1, mixing.shape[1], *spread)
+        rows = taps.reshape(outer.groups, -1, *taps.shape[1:])
         return (rows * columns).flatten(0, 1)
-    left = widen_groups(Conv(mixing, groups=outer.groups), groups).weight
+    left = widen_groups(Conv(taps.flatten(1), groups=outer.groups), groups).weight
     right = widen_groups(inner, groups).weight
     per_group = right.shape[1]
     blocks = left.reshape(groups, -1, left.shape[1]) @ right.reshape(groups, left.shape[1], -1)
