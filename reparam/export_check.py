@@ -2,8 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -14,7 +13,14 @@ from torch import Tensor
 from reparam.errors import ExportError, VerificationError
 from reparam.export_graph import Axis, Draft, NotDynamicError, extra
 from reparam.export_model import FlatModel, first_line
-from reparam.verify import Equivalence, compare_outputs, float64_outputs
+from reparam.verify import (
+    VARIANTS,
+    Equivalence,
+    Run,
+    compare_runs,
+    float64_outputs,
+    varied,
+)
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -40,15 +46,6 @@ _LARGE: tuple[tuple[float, int], ...] = ((8, 1), (64, 0), (0, 2**20))
 # little of the errors that are to be compared.
 _ELEMENTS = 128
 _VARIANTS = 32
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Floating-point outputs, one after the other."""
-
-    expected: list[Tensor]
-    found: list[Tensor]
-    exact: list[Tensor]
 
 
 def check(path: Path, model: FlatModel, draft: Draft) -> tuple[Equivalence, tuple[Shapes, ...]]:
@@ -117,20 +114,21 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _run_example(session: Any, model: FlatModel) -> list[_Run]:
-    """Run the example, and variants of it as long as there is little to compare."""
+def _run_example(session: Any, model: FlatModel) -> list[Run]:
+    """Run the example, and variants of it while there is little to compare, or a difference."""
     runs = [_run(session, model, model.example)]
     elements = min((t.numel() for t in runs[0].exact), default=0)
     for shift in range(1, _VARIANTS):
-        if len(runs) * elements >= _ELEMENTS:
+        enough = len(runs) * elements >= _ELEMENTS
+        if enough and (shift >= VARIANTS or compare_runs(runs, other_runtime=True).equivalent):
             break
-        inputs = [t.roll(shift, -1) if t.ndim else t for t in model.example]
+        inputs = varied(model.example, shift)
         if _accepts(model, inputs):
             runs.append(_run(session, model, inputs))
     return runs
 
 
-def _run(session: Any, model: FlatModel, inputs: Sequence[Tensor]) -> _Run:
+def _run(session: Any, model: FlatModel, inputs: Sequence[Tensor]) -> Run:
     """Run both, and the model in float64, on the same inputs.
 
     Raises:
@@ -160,25 +158,16 @@ def _run(session: Any, model: FlatModel, inputs: Sequence[Tensor]) -> _Run:
             f"the model does not run in float64, to compare with: {first_line(error)}"
         ) from error
     floats = [i for i, t in enumerate(expected) if t.is_floating_point()]
-    return _Run([expected[i] for i in floats], [found[i] for i in floats], exact)
+    return Run([expected[i] for i in floats], [found[i] for i in floats], exact)
 
 
-def _judge(runs: Sequence[_Run]) -> Equivalence:
+def _judge(runs: Sequence[Run]) -> Equivalence:
     """Compare all runs as one.
 
     Raises:
         VerificationError: if the file is not as good as the model is.
     """
-
-    def joined(outputs: Iterable[list[Tensor]]) -> list[Tensor]:
-        return [torch.cat([t.flatten() for t in ts]) for ts in zip(*outputs, strict=True)]
-
-    figures = compare_outputs(
-        joined(run.expected for run in runs),
-        joined(run.found for run in runs),
-        joined(run.exact for run in runs),
-        other_runtime=True,
-    )
+    figures = compare_runs(runs, other_runtime=True)
     if not figures.equivalent:
         raise VerificationError(
             f"its outputs are off by {figures.rmse_fused:.1e} (RMS, against float64), "

@@ -17,6 +17,7 @@ from reparam.capture import Capture, modules_of
 from reparam.effects import out_of_place
 from reparam.graph import Call, Source, ValueGraph
 from reparam.lower_operators import (
+    blank,
     copied,
     operator_module,
     parameter,
@@ -174,15 +175,14 @@ class _Lowerer:
         if not symmetric:
             x = write_padding(self.graph, x, conv.padding, conv.padding_mode)
         out, inner = conv.out_channels, conv.in_channels
-        options: dict[str, Any] = {"bias": bias is not None, "device": "meta"}
         if conv.n == 0:
-            module: nn.Module = nn.Linear(inner, out, **options)
+            module = blank(nn.Linear, inner, out, bias=bias is not None)
         else:
             padding = tuple(before for before, _ in conv.padding) if symmetric else 0
             mode = conv.padding_mode if symmetric else "zeros"
-            module = MODULES[conv.n](
-                inner, out, conv.kernel, conv.stride, padding, conv.dilation, conv.groups,
-                padding_mode=mode, **options,
+            module = blank(
+                MODULES[conv.n], inner, out, conv.kernel, conv.stride, padding, conv.dilation,
+                conv.groups, bias=bias is not None, padding_mode=mode,
             )  # fmt: skip
         module.weight = parameter(conv.weight, dtype, call)
         if bias is not None:
@@ -207,7 +207,7 @@ class _Lowerer:
     def _batch_norm(self, call: Call, norm: BatchNorm, x: fx.Node) -> fx.Node:
         name = self.paths.fresh(call.name)
         dtype = call.shape.dtype if call.shape else None
-        module: Any = BATCH_NORMS[norm.n or 0](norm.mean.numel(), norm.eps, device="meta")
+        module: Any = blank(BATCH_NORMS[norm.n or 0], norm.mean.numel(), norm.eps)
         module.running_mean = norm.mean.detach().to(dtype or norm.mean.dtype).clone()
         module.running_var = norm.variance.detach().to(dtype or norm.variance.dtype).clone()
         module.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=norm.mean.device)

@@ -1,5 +1,6 @@
 """Write pools, pads, concatenations, norms and transposed convolutions as torch's own."""
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,23 @@ TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTr
 """The modules by number of spatial axes, less one."""
 
 
+def blank(kind: type[nn.Module], *args: Any, **options: Any) -> Any:
+    """A layer of torch's whose weights hold no numbers yet, and were not drawn either."""
+    module: Any = _undrawn(kind)(*args, **options, device="meta")
+    module.__class__ = kind
+    return module
+
+
+@functools.cache
+def _undrawn(kind: type[nn.Module]) -> type[nn.Module]:
+    """The same layer without its initialisation, which takes longer than all else."""
+    return type(kind.__name__, (kind,), {"reset_parameters": _draw_nothing})
+
+
+def _draw_nothing(_: nn.Module) -> None:
+    """Stand for the initialisation."""
+
+
 def operator_module(value: Operator, parameter: Callable[[Tensor], nn.Parameter]) -> nn.Module:
     """The module of a pooling, a norm or a transposed convolution.
 
@@ -30,10 +48,10 @@ def operator_module(value: Operator, parameter: Callable[[Tensor], nn.Parameter]
             options: dict[str, Any] = {"divisor_override": divisor} if value.n > 1 else {}
             return POOLS[value.n - 1](kernel, stride, padding, ceil_mode, counted, **options)
         case ConvTranspose():
-            module = TRANSPOSED[value.n - 1](
-                value.in_channels, value.out_channels, tuple(value.weight.shape[2:]), value.stride,
-                value.padding, value.output_padding, value.groups, value.bias is not None,
-                value.dilation, device="meta",
+            module = blank(
+                TRANSPOSED[value.n - 1], value.in_channels, value.out_channels,
+                tuple(value.weight.shape[2:]), value.stride, value.padding, value.output_padding,
+                value.groups, value.bias is not None, value.dilation,
             )  # fmt: skip
         case Norm():
             module = _norm(value)
@@ -49,11 +67,11 @@ def _norm(norm: Norm) -> Any:
     """The module of a norm; its weights, if any, hold no numbers yet."""
     affine = norm.weight is not None
     if norm.kind == "rms":
-        return nn.RMSNorm(norm.channels, norm.eps, affine, device="meta")
+        return blank(nn.RMSNorm, norm.channels, norm.eps, affine)
     eps = 1e-5 if norm.eps is None else norm.eps
     if norm.kind == "group":
-        return nn.GroupNorm(norm.groups, norm.channels, eps, affine, device="meta")
-    return nn.LayerNorm(norm.channels, eps, affine, norm.bias is not None, device="meta")
+        return blank(nn.GroupNorm, norm.groups, norm.channels, eps, affine)
+    return blank(nn.LayerNorm, norm.channels, eps, affine, norm.bias is not None)
 
 
 def write_operator(

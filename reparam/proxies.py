@@ -180,8 +180,7 @@ def python_asks(tracer: Any) -> Generator[None]:
     own_range = builtins.range
 
     def is_instance(instance: Any, kinds: Any) -> bool:
-        kind = type(instance)
-        stands = kind is TensorProxy or kind is AttributeProxy
+        stands = type(instance) in (TensorProxy, AttributeProxy)
         try:  # first what almost all ask, at length what few do: all of torch asks here
             return own_isinstance(instance, kinds) or (
                 stands and tracer.stands_for(instance, kinds)

@@ -35,8 +35,8 @@ class Value:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that the value holds."""
-        held = (getattr(self, name) for name in self.__dataclass_fields__)
-        return tuple(tensor for tensor in held if isinstance(tensor, Tensor))
+        held = [getattr(self, name) for name in self.__dataclass_fields__]
+        return tuple([tensor for tensor in held if isinstance(tensor, Tensor)])
 
 
 @dataclass(frozen=True, eq=False)

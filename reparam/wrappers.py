@@ -46,7 +46,7 @@ def materialised(model: nn.Module) -> nn.Module:
     That is what torch's parametrizations and prunings do, weight and spectral norm in their older
     form included.
     """
-    if not any("parametrizations" in m._modules or _hooks(m) for m in model.modules()):
+    if not any("parametrizations" in vars(m)["_modules"] or _hooks(m) for m in model.modules()):
         return model
     copied = duplicate(model)
     for module in copied.modules():

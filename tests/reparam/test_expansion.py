@@ -80,12 +80,12 @@ def test_a_composition_may_cost_what_its_parts_do_or_what_the_region_can_pay() -
     """Of a layer of low rank, four by one by four."""
     call = applied(Conv(drawn(0, 1, 4)), (2, 4))
     terms = (read_by((4, 1)),)
-    for limit in (None, lambda: 15.0):
+    for pays in (None, lambda madds: madds <= 15):
         with pytest.raises(Declined) as caught:
-            expanded_terms(call, terms, limit)
+            expanded_terms(call, terms, pays)
         dearer = "merged, it takes more multiply-adds per pixel: 16 instead of 8"
         assert caught.value.reason == dearer
-    ((source, term),) = expanded_terms(call, terms, lambda: 16.0)
+    ((source, term),) = expanded_terms(call, terms, lambda madds: madds <= 16)
     assert source == call.inputs[0]
     assert isinstance(term.map, Conv)
     x = drawn(2, 2, 4)
