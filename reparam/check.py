@@ -137,11 +137,14 @@ class _Window:
         stride: the largest one.
         linear: whether all that is computed are convolutions, norms and sums, no one of which
             can mix images, or pixels that no kernel spans.
+        alike: whether, moreover, each side has one kernel of more than a pixel, and both span the
+            same pixels: weights that agree at one border and inside do so at any two borders.
     """
 
     reach: int
     stride: int
     linear: bool
+    alike: bool
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -149,7 +152,8 @@ class _Window:
         if self.linear and self.reach == self.stride == 1:
             return ((2, 3),)
         reach, far = max(self.reach, 3), max(self.reach, 3) + self.stride
-        return (reach // 2 + 1, reach - 1), (far, far + 1)
+        small, large = (reach // 2 + 1, reach - 1), (far, far + 1)
+        return (large,) if self.alike else (small, large)
 
     @property
     def large(self) -> tuple[int, int]:
@@ -164,6 +168,7 @@ class _Window:
 
 def _window(rewrite: Mapping[Call, Expression], cut: set[Call], computed: set[Call]) -> _Window:
     longest, stride, linear = 1, 1, True
+    kernels: dict[type, list[Any]] = {Call: [], Apply: []}
     seen: set[Call | Apply] = set()
     pending: list[Call | Apply] = [*rewrite, *rewrite.values()]
     while pending:
@@ -177,13 +182,22 @@ def _window(rewrite: Mapping[Call, Expression], cut: set[Call], computed: set[Ca
             sides = [abs(side) for sides in part.value.padding for side in sides]
             longest = max(longest, *_reach(part.value), *sides, 1)
             stride = max(stride, *part.value.stride, 1)
+            if not part.value.pointwise:
+                kernels[type(part)].append(_span(part.value))
         elif isinstance(part.value, AvgPool):
             longest = max(longest, *part.value.kernel)
             stride = max(stride, *part.value.stride)
         if isinstance(part, Apply) or not isinstance(part.value, Opaque) or part in computed:
             options = dict(part.options) if isinstance(part, Apply) else {}
             pending.extend(found((part.inputs, options), (Call, Apply)))
-    return _Window(longest, stride, linear)
+    old, new = kernels[Call], kernels[Apply]
+    return _Window(longest, stride, linear, linear and len(old) == 1 and old == new)
+
+
+def _span(conv: Conv) -> tuple[Any, ...]:
+    """Which pixels of its input each pixel is computed from, those behind the border included."""
+    border = None if conv.border is None else id(conv)
+    return conv.kernel, conv.stride, conv.padding, conv.dilation, conv.padding_mode, border
 
 
 def _flat_sizes(rewrite: Mapping[Call, Expression], drawn: list[Call]) -> set[tuple[int, int]]:

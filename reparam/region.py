@@ -222,7 +222,8 @@ def _candidates(
             continue
         try:
             _same_kind(root, call)
-            terms[call] = tuple(merged(group) for group in grouped(terms[call]))
+            if len(terms[call]) > 1:
+                terms[call] = tuple(map(merged, grouped(terms[call])))
             parts = expanded_terms(call, terms[call], None if stays else budget)
         except Declined as declined:
             stuck.add(call)
@@ -242,22 +243,23 @@ def _candidates(
 
 def _same_kind(root: Call, call: Call) -> None:
     """Refuse to mix dtypes, which rounds differently from the original, and devices."""
-    operands = {_dtype(source) for source in call.inputs}
-    dtypes = {_dtype(root), _dtype(call)} | operands
+    inputs = call.inputs
+    operands = {_dtype(source) for source in inputs}
+    own = {c.shape.dtype for c in (root, call) if c.shape is not None}
     if isinstance(call.value, Sum):  # of integers too, which no convolution would tell
-        if len(call.inputs) > 1 and len(operands) == 1 and all(map(_floating, operands)):
+        if len(inputs) > 1 and len(operands) == 1 and all(map(_floating, operands)):
             require_one_shape(call)  # the dtype of a broadcast sum is not known
-        own = {c.shape.dtype for c in (root, call) if c.shape is not None}
         floating = all(map(_floating, own | operands))
         require(floating, "the operands are not known to be floating-point")
-    require(len(dtypes - {None}) <= 1, "the dtypes differ")
+    require(len((own | operands) - {None}) <= 1, "the dtypes differ")
     if root != call and (held := call.value.tensors()):
         devices = {tensor.device for tensor in (*root.value.tensors(), *held)}
         require(len(devices) <= 1, "the devices differ")
 
 
 def _dtype(call: Call) -> torch.dtype | None:
-    return None if call.shape is None else call.shape.dtype
+    shape = call.shape
+    return None if shape is None else shape.dtype
 
 
 def _floating(dtype: torch.dtype | None) -> bool:

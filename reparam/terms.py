@@ -25,6 +25,10 @@ class Term:
     convolutions: int = 0
     skips: int = 1
 
+    def to(self, map_: Conv | Sum) -> "Term":
+        """The same paths, by another map."""
+        return Term(map_, self.convolutions, self.skips)
+
 
 @dataclass(frozen=True)
 class Group:
