@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import fx
 from torch.fx.node import map_aggregate
 
 
@@ -16,3 +17,17 @@ def found(argument: Any, kind: type | tuple[type, ...]) -> list[Any]:
     leaves: list[Any] = []
     mapped(argument, kind, leaves.append)
     return leaves
+
+
+def depends_on_inputs(node: fx.Node) -> bool:
+    """Whether another input of the model could give another result of a call."""
+    seen: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        source = pending.pop()
+        if source.op == "placeholder":
+            return True
+        if source not in seen:
+            seen.add(source)
+            pending.extend(source.all_input_nodes)
+    return False

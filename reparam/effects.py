@@ -10,18 +10,14 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from reparam import known
-from reparam.arguments import found
+from reparam.arguments import depends_on_inputs, found
 from reparam.capture import Capture
 from reparam.functions import CONVOLUTIONS
 from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning
 
-FRESH_MODULES = (
-    nn.Linear,
-    known.CONV_BASE,
-    known.BATCH_NORM_BASE,
-    known.ADAPTIVE_POOL_BASE,
-)
+LAYERS = (nn.Linear, known.CONV_BASE, known.BATCH_NORM_BASE)
+FRESH_MODULES = (*LAYERS, known.ADAPTIVE_POOL_BASE)
 """Modules whose result shares no memory with their input, whatever the mode."""
 
 FRESH_KINDS = {"pointwise", "elementwise", "matmul", "attention", "pool", "max_pool"}
@@ -72,10 +68,22 @@ def fenced(capture: Capture) -> set[fx.Node]:
     held: set[int] = set()
     for node in open_writes:
         shared, _ = aliases[node]
-        fence |= shared | {user for alias in shared for user in alias.users}
+        users = {user for alias in shared for user in alias.users}
+        fence |= users | {alias for alias in shared if not _makes_memory(alias, shared, capture)}
         held |= {id(capture.attribute(str(a.target))) for a in shared if a.op == "get_attr"}
     fence |= _owners(held, capture)
     return {node for node in fence if node.op not in ("placeholder", "get_attr", "output")}
+
+
+def _makes_memory(node: fx.Node, shared: set[fx.Node], capture: Capture) -> bool:
+    """Whether a layer makes a tensor anew in every call, from nothing that is written to.
+
+    A layer of the same function is then as good: it is rewritten to no other kind of call, and
+    never to a tensor that was there before. (One that reads no input may be computed once for all.)
+    """
+    if node.op != "call_module" or not isinstance(capture.attribute(str(node.target)), LAYERS):
+        return False
+    return shared.isdisjoint(node.all_input_nodes) and depends_on_inputs(node)
 
 
 def _owners(held: set[int], capture: Capture) -> set[fx.Node]:

@@ -71,19 +71,6 @@ class ExampleValues:
             return self._expected_type(node)
         return type(value)
 
-    def depends_on_inputs(self, node: fx.Node) -> bool:
-        """Whether another input could give another value."""
-        seen: set[fx.Node] = set()
-        pending = [node]
-        while pending:
-            source = pending.pop()
-            if source.op == "placeholder":
-                return True
-            if source not in seen:
-                seen.add(source)
-                pending.extend(source.all_input_nodes)
-        return False
-
     def _expected_type(self, node: fx.Node) -> type | None:
         """The type of what a call returns, as far as its name tells."""
         if node not in self._types:

@@ -107,7 +107,7 @@ class _Lifter:
     def _call(self, node: fx.Node) -> None:
         """Transcribe a call: by its rule, or as opaque."""
         self.learner.heed(node)
-        reason = "another call writes to a tensor that it touches" if node in self.fence else None
+        reason = "another call may write to a tensor it touches" if node in self.fence else None
         try:
             lifted = None if reason else self._rule(node)
         except Declined as declined:

@@ -210,6 +210,13 @@ def python_asks(tracer: Any) -> Generator[None]:
             device_type = tracer.examples(device_type.node)
         own_autocast(region, device_type, *args, **kwargs)
 
+    own_apply = torch.autograd.Function.apply.__func__
+
+    def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if found((args, kwargs), fx.Proxy):
+            raise TraceError(f"it calls the autograd function {function.__name__}")
+        return own_apply(function, *args, **kwargs)
+
     def sized(factory: Any) -> Any:
         def make(*sizes: Any, **kwargs: Any) -> Any:
             packed = sizes if isinstance(sizes[0], tuple | list) else (sizes,)
@@ -224,4 +231,6 @@ def python_asks(tracer: Any) -> Generator[None]:
             patch = recorded if "tensor" in name else sized
             stack.enter_context(mock.patch.object(torch, name, patch(factory)))
         stack.enter_context(mock.patch.object(torch.autocast, "__init__", autocast))
+        function = torch.autograd.Function
+        stack.enter_context(mock.patch.object(function, "apply", classmethod(apply)))
         yield

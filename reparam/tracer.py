@@ -19,6 +19,7 @@ from torch.fx.proxy import TraceError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import known
+from reparam.arguments import depends_on_inputs
 from reparam.example_values import ExampleValues
 from reparam.meaning import has_meaning
 from reparam.paths import attribute_at
@@ -221,7 +222,7 @@ class Tracer(fx.Tracer):
         """Assert that a node has a value, unless nothing could give it another one."""
         if node in self._held and not self._held[node]._erased:
             return
-        if not self.examples.depends_on_inputs(node):
+        if not depends_on_inputs(node):
             return
         message = f"{HELD} at {calling_line()}"
         condition: Any = node

@@ -146,6 +146,29 @@ def test_row_38_the_reason_is_one_sentence() -> None:
     assert "control flow" in message or "value" in message
 
 
+class Swish(torch.autograd.Function):
+    """An activation that keeps less for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+
+class BySwish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Swish.apply(x)
+
+
+def test_row_38_an_autograd_function() -> None:
+    """It stays, and the layers around it are folded."""
+    model = trained(nn.Sequential(conv_norm(), BySwish(), conv_norm()))
+    fused = compiled(model, IMAGE)
+    assert "it calls the autograd function Swish" in untraced(fused)["1"]
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    same(model, fused, IMAGE)
+
+
 def test_row_38_one_inside_another() -> None:
     """Both stay; what is called by the inner one is compiled all the same."""
 
