@@ -75,12 +75,14 @@ def keeps_axes(call: Call) -> bool:
     return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
 
 
-def keeps_channels(call: Call) -> bool:
-    """Whether the result has the channels of its one input."""
+def keeps_channels(call: Call, n: int) -> bool:
+    """Whether the result has the channels of its one input, if n axes come behind them."""
     value = call.value
     if isinstance(value, Sum):
         return len(value.coefficients) == 1
-    if isinstance(value, BatchNorm | Norm | Pad | Slice | AvgPool):
+    if isinstance(value, Pad | Slice | AvgPool):
+        return value.n <= n  # of an image without a batch, it is another axis that stays
+    if isinstance(value, BatchNorm | Norm):
         return True
     return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
 
@@ -120,7 +122,7 @@ class Learner:
             if not isinstance(have, TensorFacts) or not have.exact or have.channels(n) is not None:
                 return
             self._learned[node] = refined(have, n, channels, None, False, self._fresh)
-            if node not in self._lifted or not keeps_channels(Call(self._lifted[node])):
+            if node not in self._lifted or not keeps_channels(Call(self._lifted[node]), n):
                 return
             node = node.all_input_nodes[0]
 
