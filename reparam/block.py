@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from torch import fx, nn
 
+from reparam import known
 from reparam.bound import copy_before_writes
 from reparam.capture import Capture, capture, modules_of
 from reparam.driver import Driver, Listener
@@ -186,7 +187,12 @@ def _left_whole(captured: Capture, values: ValueGraph) -> Iterator[Remark]:
         yield Remark("missed", "capture", path, message)
     for call in values.calls():
         value = call.value
-        if isinstance(value, Opaque) and value.reason and call.node.op == "call_function":
+        if not isinstance(value, Opaque) or call.node.op != "call_function":
+            continue
+        if isinstance(value.target, known.OPERATOR):
+            reason = "no pass knows torch's internal operators; compile before torch.export"
+            yield Remark("missed", "lift", call.name, reason)
+        elif value.reason:
             yield Remark("missed", "lift", call.name, value.reason)
 
 

@@ -54,6 +54,11 @@ def checked(model: Any) -> nn.Module:
     Raises:
         CaptureError: if it is not.
     """
+    if type(model).__name__ == "ExportedProgram" or _exported(model):
+        raise CaptureError(
+            "an exported program holds torch's internal operators, not layers to fuse; "
+            "compile the model, then export what comes of it"
+        )
     if not isinstance(model, nn.Module):
         raise CaptureError(f"compile takes a torch.nn.Module, not {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
@@ -61,6 +66,13 @@ def checked(model: Any) -> nn.Module:
             "a ScriptModule has no Python code left to trace; pass the module it was made from"
         )
     return model
+
+
+def _exported(model: Any) -> bool:
+    """Whether a module is that of an exported program: in training mode, and not to be changed."""
+    if not isinstance(model, fx.GraphModule) or not model.training:
+        return False
+    return any(isinstance(node.target, known.OPERATOR) for node in model.graph.nodes)
 
 
 def check_mode(model: nn.Module) -> None:

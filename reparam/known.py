@@ -82,6 +82,9 @@ CONV_BASE: Any = TORCH.nn.modules.conv._ConvNd
 ADAPTIVE_POOL_BASE: Any = TORCH.nn.modules.pooling._AdaptiveAvgPoolNd
 """What torch's modules of one kind share."""
 
+OPERATOR: Any = TORCH._ops.OpOverload
+"""The kind of what is called in torch.export's graphs: `torch.ops.aten.conv2d.default`."""
+
 ASSERT: Any = TORCH._assert
 """The assertion that tracing leaves in a graph."""
 

@@ -210,7 +210,8 @@ def python_asks(tracer: Any) -> Generator[None]:
             device_type = tracer.examples(device_type.node)
         own_autocast(region, device_type, *args, **kwargs)
 
-    own_apply = torch.autograd.Function.apply.__func__
+    autograd: Any = torch.autograd.Function
+    own_apply = autograd.apply.__func__
 
     def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
         if found((args, kwargs), fx.Proxy):
@@ -231,6 +232,5 @@ def python_asks(tracer: Any) -> Generator[None]:
             patch = recorded if "tensor" in name else sized
             stack.enter_context(mock.patch.object(torch, name, patch(factory)))
         stack.enter_context(mock.patch.object(torch.autocast, "__init__", autocast))
-        function = torch.autograd.Function
-        stack.enter_context(mock.patch.object(function, "apply", classmethod(apply)))
+        stack.enter_context(mock.patch.object(autograd, "apply", classmethod(apply)))
         yield

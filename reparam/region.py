@@ -9,31 +9,28 @@ puts there, per pixel of the root, strides included.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 
 import torch
 
 from reparam.candidate import Candidate, call_cost, shows_border
-from reparam.cost import FREE, Cost, cost
+from reparam.cost import FREE, Cost
 from reparam.errors import Declined, require
 from reparam.expansion import (
     affine_call,
     dearer,
     diagonal,
     expanded_terms,
-    require_affordable,
     require_one_shape,
 )
 from reparam.graph import Apply, Call, Expression
 from reparam.operators import Cat
+from reparam.prospect import LONGEST, Budget, could_shrink
 from reparam.rewrite import Replace
 from reparam.terms import Group, Term, apart_and_together, grouped, merged, met
-from reparam.values import BatchNorm, Conv, Sum, Value
+from reparam.values import Conv, Sum
 
 Accept = Callable[[list[Group]], bool]
-LONGEST = 64
-"""How many calls a region may take in. Merging gains nothing from longer ones; time it costs."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +62,11 @@ def merge(
     """
     if not affine_call(root) or isinstance(root.value, Cat):
         return None
-    if not _could_shrink(root, through, meeting=accept is not None):
+    if not could_shrink(root, through, meeting=accept is not None):
         require(not diagonal(root), "no convolution next to it takes it in", root.inputs[0].name)
         return None
     blocked: list[Blocked] = []
-    budget = _Budget(root, through)
+    budget = Budget(root, through)
     accepted = accept or _any
     found = list(_candidates(root, through, blocked, budget))
     best = _best(found, accepted)
@@ -101,64 +98,6 @@ def merge(
     require(not diagonal(root), "no convolution next to it takes it in", root.inputs[0].name)
     _require_merged(found, accepted)
     return None
-
-
-def _could_shrink(root: Call, through: Callable[[Call], bool], meeting: bool) -> bool:
-    """Whether maps meet in a tensor; or, if not only `meeting` counts, follow each other.
-
-    Multiples count as well. All else is a tree with one map on each branch, which takes no fewer
-    operations in any form. What others read as well stays, and only counts for where it meets. Of
-    what is neither a convolution nor a norm, its law has to say whether it is one.
-
-    Raises:
-        Declined: if nothing but a composition could, and that can't pay.
-    """
-    budget = _Budget(root, through)
-    dear: Blocked | None = None
-    seen = {root}
-    pending: list[tuple[Call, Value | None]] = [(root, None)]
-    while pending:
-        call, outer = pending.pop()
-        stays = call != root and len(call.readers) > 1
-        if not (meeting or stays):
-            if _shrinks_alone(call):
-                return True
-            if not isinstance(call.value, Sum):
-                try:
-                    if outer is not None and _composable(outer, call.value, budget):
-                        return True
-                except Declined as declined:
-                    dear = dear or Blocked(call, declined.reason)
-                    continue
-                outer = call.value
-        for source in call.inputs:
-            if source in seen or len(seen) > LONGEST:
-                return True
-            seen.add(source)
-            if not stays and affine_call(source) and through(source):
-                pending.append((source, outer))
-    if dear is not None:
-        raise Declined(dear.reason, dear.call.name)
-    return False
-
-
-def _composable(outer: Value, inner: Value, budget: "_Budget") -> bool:
-    """Whether two maps may become one, whose cost is known without their numbers.
-
-    Raises:
-        Declined: if they cost more.
-    """
-    if isinstance(outer, Conv) and isinstance(inner, Conv):
-        require_affordable(outer, inner, budget)
-    return True
-
-
-def _shrinks_alone(call: Call) -> bool:
-    """Whether a call could become another one without any beside it."""
-    value = call.value
-    if isinstance(value, Sum):
-        return len(value.coefficients) == 1 or any(abs(c) != 1 for c in value.coefficients)
-    return not isinstance(value, Conv | BatchNorm)
 
 
 def _any(_: list[Group]) -> bool:
@@ -195,7 +134,7 @@ def _candidates(
     root: Call,
     through: Callable[[Call], bool],
     blocked: list[Blocked],
-    budget: "_Budget | None",
+    budget: Budget | None,
 ) -> Iterator[Candidate]:
     """Expand so many calls, the latest first, and yield the root as a sum after each.
 
@@ -264,40 +203,6 @@ def _dtype(call: Call) -> torch.dtype | None:
 
 def _floating(dtype: torch.dtype | None) -> bool:
     return dtype is not None and dtype.is_floating_point
-
-
-class _Budget:
-    """Multiply-adds per pixel of all calls that could go: what a region can pay with.
-
-    Attributes:
-        used: whether it has paid for any composition that costs more than its parts.
-    """
-
-    def __init__(self, root: Call, through: Callable[[Call], bool]) -> None:
-        self.used = False
-        self._root, self._through = root, through
-
-    def __call__(self, madds: float) -> bool:
-        """Pay for a composition, if it is not too dear."""
-        self.used |= madds <= self._total
-        return madds <= self._total
-
-    @cached_property
-    def _total(self) -> float:
-        return sum(cost(call.value, 0).madds for call in _removable(self._root, self._through))
-
-
-def _removable(root: Call, through: Callable[[Call], bool]) -> Iterator[Call]:
-    """The calls that could go with a root, the latest first: all their readers could."""
-    seen: set[Call] = set()
-    pending = {root}
-    while pending and len(seen) < LONGEST:
-        call = max(pending)
-        pending.remove(call)
-        if call == root or all(reader in seen for reader in call.readers):
-            yield call
-            seen.add(call)
-            pending |= {x for x in call.inputs if affine_call(x) and through(x)}
 
 
 def _pixels(term: Term) -> float:

@@ -21,6 +21,7 @@ LAWS = (
     "terms",
     "expansion",
     "region",
+    "prospect",
 )
 SOURCES = [
     *sorted((ROOT / "passes").glob("*.py")),

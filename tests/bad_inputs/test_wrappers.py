@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -120,6 +121,24 @@ def test_row_41_torch_compiled_part() -> None:
     fused = compiled(whole)
     assert norms(fused) == [] or "0" in {remark.call for remark in reparam.report(fused).missed}
     same(nn.Sequential(model, nn.ReLU()), fused)
+
+
+@pytest.mark.usefixtures("without_annotation_checks")
+@pytest.mark.parametrize("form", ["program", "module"])
+def test_row_41_exported(form: str) -> None:
+    program = torch.export.export(network(), (IMAGE,))
+    exported = program if form == "program" else program.module()
+    with pytest.raises(reparam.CaptureError, match="compile the model, then export"):
+        reparam.compile(exported)
+
+
+def test_row_41_internal_operators() -> None:
+    """A graph of them is compiled like any other, and the report says that nothing could be."""
+    model = make_fx(network())(IMAGE).eval()
+    fused = compiled(model)
+    same(model, fused, IMAGE)
+    left = [remark.message for remark in reparam.report(fused).missed]
+    assert "no pass knows torch's internal operators; compile before torch.export" in left
 
 
 @pytest.mark.filterwarnings("ignore")
