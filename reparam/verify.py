@@ -113,15 +113,15 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
         example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
 
     Raises:
-        VerificationError: if the outputs have different structures, shapes or dtypes, or if the
-            model does not run in float64.
+        VerificationError: if the outputs have different structures, shapes or dtypes, or if one
+            of the two does not run on these inputs, or the model not in float64.
     """
     runs = [_run(model, fused, example_inputs)]
     figures = compare_runs(runs)
     for shift in range(1, VARIANTS) if not figures.equivalent else ():
         try:
             runs.append(_run(model, fused, varied(example_inputs, shift)))
-        except Exception:
+        except VerificationError:
             break  # the model takes no such inputs
         figures = compare_runs(runs)
     return figures
@@ -131,20 +131,30 @@ def _run(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Run:
     """Run both, and the original in float64.
 
     Raises:
-        VerificationError: if shapes or dtypes differ, or if it does not run in float64.
+        VerificationError: if one of them does not run, or if shapes or dtypes differ.
     """
-    args, kwargs = split_inputs(example_inputs)
-    with torch.no_grad():
-        # A forward may write to its model, and the model is the user's.
-        expected = _floats(copy.deepcopy(model)(*_clone(args), **_clone(kwargs)))
-        with _as_it_was(fused):
-            found = _floats(fused(*_clone(args), **_clone(kwargs)))
+    # A forward may write to its model, and the model is the user's.
+    expected = _outputs("the model itself", copy.deepcopy(model), example_inputs)
+    with torch.no_grad(), _as_it_was(fused):
+        found = _outputs("the compiled model", fused, example_inputs)
     if [(t.shape, t.dtype) for t in expected] != [(t.shape, t.dtype) for t in found]:
         raise VerificationError(
             "the compiled model returns other shapes or dtypes: "
             f"{[tuple(t.shape) for t in found]} instead of {[tuple(t.shape) for t in expected]}"
         )
     return Run(expected, found, float64_outputs(model, example_inputs))
+
+
+def _outputs(name: str, model: nn.Module, example_inputs: Any) -> list[Tensor]:
+    """The floating-point outputs, one after the other."""
+    args, kwargs = split_inputs(example_inputs)
+    try:
+        with torch.no_grad():
+            return _floats(model(*_clone(args), **_clone(kwargs)))
+    except Exception as error:
+        raise VerificationError(
+            f"{name} does not run on these inputs: {first_line(error)}"
+        ) from error
 
 
 def varied(inputs: Any, shift: int) -> Any:

@@ -170,3 +170,14 @@ def test_one_unlucky_rounding_does_not_decide() -> None:
             draws.append(compare_outputs([model(x)], [fused(x)], exact).equivalent)
         assert reparam.verify(model, fused, x).equivalent, seed
     assert 0 < draws.count(False) < 20
+
+
+def test_inputs_that_do_not_fit_are_an_error() -> None:
+    model, x = model_and_input()
+    fused = reparam.compile(model)
+    with pytest.raises(reparam.VerificationError, match=r"^the model itself does not run on .*"):
+        reparam.verify(model, fused, x[:, :2])
+    with pytest.raises(reparam.VerificationError, match=r"^the compiled model does not run on .*"):
+        reparam.verify(nn.Identity(), fused, x[:, :2])
+    with pytest.raises(reparam.VerificationError, match=r"^the model itself does not run on .*"):
+        reparam.compile(model, x[:, :2])
