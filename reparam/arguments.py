@@ -1,4 +1,4 @@
-"""Go through the arguments of calls: tuples, lists, dictionaries and slices, nested at will."""
+"""Go through the arguments of calls, nested at will, and on to what they are computed from."""
 
 from collections.abc import Callable
 from typing import Any

@@ -11,10 +11,9 @@ from typing import Any, cast
 from torch import fx, nn
 
 from reparam import known
-from reparam.bound import copy_before_writes
 from reparam.capture import Capture, capture, modules_of
 from reparam.driver import Driver, Listener
-from reparam.effects import fenced
+from reparam.effects import copy_what_leaves
 from reparam.errors import TrainingModeError, UntracedError
 from reparam.foreign import FxPass, run_foreign
 from reparam.graph import ValueGraph
@@ -74,6 +73,7 @@ class Block:
         self._parts: list[Block] = []
         try:
             captured = capture(model, example_inputs, constants, method)
+            copy_what_leaves(captured)
         except UntracedError as error:
             if constants or method != "forward":
                 raise
@@ -85,8 +85,6 @@ class Block:
         self, model: nn.Module, captured: Capture, example: Any, constants: Mapping[str, Any]
     ) -> None:
         self.before = count(model, captured.graph, captured.attribute)
-        if constants:
-            copy_before_writes(captured.graph, fenced(captured))
         values = lift_graph(captured, example)
         for remark in _left_whole(captured, values):
             self._say(remark)
@@ -187,13 +185,12 @@ def _left_whole(captured: Capture, values: ValueGraph) -> Iterator[Remark]:
         yield Remark("missed", "capture", path, message)
     for call in values.calls():
         value = call.value
-        if not isinstance(value, Opaque) or call.node.op != "call_function":
-            continue
-        if isinstance(value.target, known.OPERATOR):
-            reason = "no pass knows torch's internal operators; compile before torch.export"
-            yield Remark("missed", "lift", call.name, reason)
-        elif value.reason:
+        if isinstance(value, Opaque) and value.reason and call.node.op == "call_function":
             yield Remark("missed", "lift", call.name, value.reason)
+    internal = (c for c in values.calls() if known.internal(getattr(c.value, "target", None)))
+    if (first := next(internal, None)) is not None:
+        reason = "no pass knows torch's internal operators; compile before torch.export"
+        yield Remark("missed", "lift", first.name, reason)
 
 
 def _assertions(graph: fx.Graph) -> Iterator[str]:

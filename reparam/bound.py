@@ -109,18 +109,6 @@ def _put_inputs_first(graph: fx.Graph) -> None:
             first.prepend(node)
 
 
-def copy_before_writes(graph: fx.Graph, written: Container[fx.Node]) -> None:
-    """Have a forward that writes to a constant write to a copy, anew in every call."""
-    for node in list(graph.nodes):
-        constant = node.op == "get_attr" and str(node.target).startswith(PREFIX)
-        if constant and any(user in written for user in node.users):
-            users = list(node.users)
-            with graph.inserting_after(node):
-                fresh = graph.call_method("clone", (node,))
-            for user in users:
-                user.replace_input_with(node, fresh)
-
-
 def _specialised(node: fx.Node, plain: Mapping[str, Any], declared: Container[str]) -> bool:
     """Whether an input is one that tracing has held to a value, and numbered."""
     name, _, number = str(node.target).rpartition("_")

@@ -57,15 +57,15 @@ class Candidate:
         return conv.out_channels if conv is not None else 1
 
     @cached_property
-    def most(self) -> float:
-        """How many operations could be gained, if all maps of each tensor became one."""
+    def most_gained(self) -> float:
+        """A bound of the operations gained: as if all maps of each tensor became one."""
         convs = sum(any(t.convolutions for t in terms) for terms in self.terms.values())
         return self.operations - (len(self.terms) - 1 + convs)
 
     @property
     def fewer(self) -> bool:
         """Whether operations fall; what could be gained at most may show that they don't."""
-        return self.most > 0 and self.after.operations < self.operations
+        return self.most_gained > 0 and self.after.operations < self.operations
 
     @property
     def profitable(self) -> bool:

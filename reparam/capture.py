@@ -14,8 +14,8 @@ from reparam.errors import CaptureError, TrainingModeError, UntracedError
 from reparam.paths import attribute_at
 from reparam.places import explained
 from reparam.rebind import rebind
+from reparam.runs import split_inputs
 from reparam.tracer import Tracer
-from reparam.verify import split_inputs
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,16 @@ class Capture:
     graph: fx.Graph
     untraced: dict[str, str]
     tensors: dict[str, Tensor]
-    _found: dict[str, Any] = field(default_factory=dict[str, Any])
+    _looked_up: dict[str, Any] = field(
+        default_factory=dict[str, Any], init=False, repr=False, compare=False
+    )
 
     def attribute(self, path: str) -> Any:
-        """What a path of the graph leads to."""
-        if path not in self._found:
-            found = self.tensors.get(path)
-            self._found[path] = attribute_at(self.root, path) if found is None else found
-        return self._found[path]
+        """What a path of the graph leads to; asked often, while nothing of the model changes."""
+        if path not in self._looked_up:
+            own = path in self.tensors
+            self._looked_up[path] = self.tensors[path] if own else attribute_at(self.root, path)
+        return self._looked_up[path]
 
 
 def modules_of(model: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -54,7 +56,7 @@ def checked(model: Any) -> nn.Module:
     Raises:
         CaptureError: if it is not.
     """
-    if type(model).__name__ == "ExportedProgram" or _exported(model):
+    if isinstance(model, torch.export.ExportedProgram) or _exported(model):
         raise CaptureError(
             "an exported program holds torch's internal operators, not layers to fuse; "
             "compile the model, then export what comes of it"
@@ -69,10 +71,10 @@ def checked(model: Any) -> nn.Module:
 
 
 def _exported(model: Any) -> bool:
-    """Whether a module is that of an exported program: in training mode, and not to be changed."""
+    """Whether a module is that of an exported program, which refuses to leave training mode."""
     if not isinstance(model, fx.GraphModule) or not model.training:
         return False
-    return any(isinstance(node.target, known.OPERATOR) for node in model.graph.nodes)
+    return any(known.internal(node.target) for node in model.graph.nodes)
 
 
 def check_mode(model: nn.Module) -> None:

@@ -133,12 +133,13 @@ class _Window:
     """What either side sees of a tensor at once.
 
     Attributes:
-        reach: the longest kernel, dilation included.
+        reach: the longest kernel, dilation included, or the widest padding.
         stride: the largest one.
-        linear: whether all that is computed are convolutions, norms and sums, no one of which
-            can mix images, or pixels that no kernel spans.
-        alike: whether, moreover, each side has one kernel of more than a pixel, and both span the
-            same pixels: weights that agree at one border and inside do so at any two borders.
+        linear: whether convolutions, batch norms and sums are all that is computed: then no image
+            of a batch has a part in the result of another.
+        alike: whether, moreover, each side has just one kernel that is not 1×1, both with the same
+            padding and dilation, and nothing is strided. At the larger size each of its taps is
+            then seen inside and behind either border, and no smaller one shows more.
     """
 
     reach: int
@@ -148,12 +149,12 @@ class _Window:
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Heights and widths at which every border shows."""
+        """Heights and widths: smaller than the kernels, and large enough for an interior."""
         if self.linear and self.reach == self.stride == 1:
             return ((2, 3),)
         reach, far = max(self.reach, 3), max(self.reach, 3) + self.stride
-        small, large = (reach // 2 + 1, reach - 1), (far, far + 1)
-        return (large,) if self.alike else (small, large)
+        large = [(size, size + 1) for size in range(far, far + self.stride)]  # with every remainder
+        return tuple(large) if self.alike else ((reach // 2 + 1, reach - 1), *large)
 
     @property
     def large(self) -> tuple[int, int]:
@@ -162,7 +163,7 @@ class _Window:
 
     @property
     def images(self) -> int:
-        """How many images show all that differs between them."""
+        """Images of a batch: one, where none can have a part in the result of another."""
         return 1 if self.linear else 2
 
 
@@ -191,7 +192,8 @@ def _window(rewrite: Mapping[Call, Expression], cut: set[Call], computed: set[Ca
             options = dict(part.options) if isinstance(part, Apply) else {}
             pending.extend(found((part.inputs, options), (Call, Apply)))
     old, new = kernels[Call], kernels[Apply]
-    return _Window(longest, stride, linear, linear and len(old) == 1 and old == new)
+    alike = linear and stride == 1 and len(old) == 1 and old == new
+    return _Window(longest, stride, linear, alike)
 
 
 def _span(conv: Conv) -> tuple[Any, ...]:

@@ -100,9 +100,9 @@ def _compiled(
 
 @contextmanager
 def _uncollected() -> Generator[None]:
-    """Do without the search for garbage, which goes through the whole graph again and again.
+    """Do without the search for cycles, which would go through the growing graphs again and again.
 
-    What a compile makes is either used to its end or freed where the last reference goes.
+    The few that a compile leaves hold no weights, and are found by the next search.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -69,8 +69,8 @@ def _compose_kernels(
 ) -> Tensor:
     """The weight of the composition: for each outer tap, the inner kernel at its place."""
     scales = prod(inner.kernel) == 1 and (outer.depthwise or inner.depthwise)
-    if scales or prod(outer.kernel) == 1:
-        return _compose_channels(outer.weight, outer, inner, groups)  # nothing meets in a place
+    if scales or prod(outer.kernel) == 1:  # no two taps meet in a place
+        return _compose_channels(outer.weight, outer, inner, groups)
     weight = outer.weight.new_zeros(outer.out_channels, inner.in_channels // groups, *kernel)
     for tap in product(*map(range, outer.kernel)):
         one = (slice(None), slice(None), *(slice(t, t + 1) for t in tap))
@@ -84,9 +84,9 @@ def _compose_kernels(
 
 
 def _compose_channels(taps: Tensor, outer: Conv, inner: Conv, groups: int) -> Tensor:
-    """Some taps of the outer kernel on the inner one: (out, in/groups, *taps).
+    """Taps of the outer kernel on the inner one, of which at least one has a single tap.
 
-    One of the two has a single tap. If it is the inner, one of the two is depthwise, too.
+    Several outer taps at once need one of the two to be depthwise.
     """
     if outer.depthwise:
         return taps * inner.weight

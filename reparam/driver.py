@@ -10,6 +10,7 @@ from torch import fx
 from reparam.arguments import found
 from reparam.check import check
 from reparam.cost import Cost, cost
+from reparam.effects import makes_memory, written_later
 from reparam.errors import Declined, Rejected, first_line, require
 from reparam.graph import Apply, Call, Expression, ValueGraph, leaves
 from reparam.operators import ConvTranspose, Norm
@@ -147,6 +148,8 @@ class Driver:
         for root, expression in rewrite.items():
             before = all(leaf < root and leaf not in rewrite for leaf in leaves([expression]))
             require(before, "its replacement reads what it replaces, or what comes after it")
+            own = makes_memory(expression) or not written_later(root)
+            require(own, "its result may be written to, and has to be a tensor of its own")
         dead = self.values.dead_after(rewrite)
         parts = list(_applications(rewrite))
         kept = Traits()

@@ -5,6 +5,7 @@ the caller nor the model holds it. Otherwise every call that touches the tensor 
 its form. What nobody here knows may write to whatever it is given.
 """
 
+from collections import Counter
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -12,21 +13,31 @@ from torch import Tensor, fx, nn
 from reparam import known
 from reparam.arguments import depends_on_inputs, found
 from reparam.capture import Capture
+from reparam.errors import UntracedError
 from reparam.functions import CONVOLUTIONS
+from reparam.graph import Apply, Call, Expression
 from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning
+from reparam.values import BatchNorm, Conv, Opaque
 
 LAYERS = (nn.Linear, known.CONV_BASE, known.BATCH_NORM_BASE)
+"""Modules that are rewritten to layers, or stay."""
+
 FRESH_MODULES = (*LAYERS, known.ADAPTIVE_POOL_BASE)
 """Modules whose result shares no memory with their input, whatever the mode."""
 
 FRESH_KINDS = {"pointwise", "elementwise", "matmul", "attention", "pool", "max_pool"}
 FRESH_NAMES = {
     "batch_norm", "cat", "stack", "mean", "sum", "amax", "max_pool2d", "avg_pool2d", "interpolate",
-    "flip", "roll", "einsum", "bmm", "normalize", "repeat_interleave",
+    "flip", "roll", "bmm", "normalize", "repeat_interleave",
 }  # fmt: skip
 VIEWS = {"contiguous", "detach"}
 """Of these kinds by name, but the result may be the input."""
+
+CASTS = {
+    "to", "type", "type_as", "half", "float", "double", "bfloat16", "int", "long", "bool",
+}  # fmt: skip
+"""What gives a tensor another dtype."""
 
 SIZES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 """What is read of a tensor without reading it."""
@@ -60,7 +71,12 @@ def fenced(capture: Capture) -> set[fx.Node]:
     nodes = list(capture.graph.nodes)
     written = {n: sources for n in nodes if (sources := _written(n, capture))}
     aliases = {n: _aliases(sources, n, capture) for n, sources in written.items()}
-    open_writes = {node for node in written if _seen(node, *aliases[node])}
+    mixed = _mixes_dtypes(capture)
+    open_writes = {
+        node
+        for node, (shared, foreign) in aliases.items()
+        if _seen(node, shared, foreign) or not _has_twin(node, shared, capture, mixed)
+    }
     # A module that writes in one of its calls is one module, and so writes in all of them.
     modules = {node.target for node in open_writes if node.op == "call_module"}
     open_writes |= {n for n in written if n.op == "call_module" and n.target in modules}
@@ -69,17 +85,90 @@ def fenced(capture: Capture) -> set[fx.Node]:
     for node in open_writes:
         shared, _ = aliases[node]
         users = {user for alias in shared for user in alias.users}
-        fence |= users | {alias for alias in shared if not _makes_memory(alias, shared, capture)}
+        fence |= users | {
+            alias for alias in shared if not _may_be_rewritten(alias, shared, capture)
+        }
         held |= {id(capture.attribute(str(a.target))) for a in shared if a.op == "get_attr"}
     fence |= _owners(held, capture)
     return {node for node in fence if node.op not in ("placeholder", "get_attr", "output")}
 
 
-def _makes_memory(node: fx.Node, shared: set[fx.Node], capture: Capture) -> bool:
-    """Whether a layer makes a tensor anew in every call, from nothing that is written to.
+def _has_twin(node: fx.Node, shared: set[fx.Node], capture: Capture, mixed: bool) -> bool:
+    """Whether a write that nobody sees may be left out, or is to a tensor that is new in each call.
 
-    A layer of the same function is then as good: it is rewritten to no other kind of call, and
-    never to a tensor that was there before. (One that reads no input may be computed once for all.)
+    What is written to keeps its dtype. That of a sum or a product may be another, where dtypes are
+    `mixed`, and that of a comparison is.
+    """
+    if node.op == "call_module":
+        own = type(capture.attribute(str(node.target))).__module__.startswith("torch.")
+        untraced = not own or str(node.target) in capture.untraced
+        return not untraced or all(map(depends_on_inputs, shared))
+    plain, options = out_of_place(node)
+    name = plain if isinstance(plain, str) else plain.__name__
+    if name in known.COMPARISONS or name.startswith(("logical", "bitwise")):
+        return False
+    if mixed and len(node.all_input_nodes) > 1:
+        return False
+    return hasattr(Tensor, name) if plain is name else plain != node.target or "inplace" in options
+
+
+def _mixes_dtypes(capture: Capture) -> bool:
+    """Whether the tensors of a model may be of several floating-point dtypes."""
+    held = (*capture.root.parameters(), *capture.root.buffers(), *capture.tensors.values())
+    dtypes = {tensor.dtype for tensor in held if tensor.is_floating_point()}
+    nodes = capture.graph.nodes
+    return len(dtypes) > 1 or any(
+        known.name(n.target) in CASTS or "dtype" in n.kwargs for n in nodes
+    )
+
+
+def copy_what_leaves(capture: Capture) -> None:
+    """Have tensors that a forward makes made in every call, where it writes to or returns them.
+
+    To a trace they are constants of the model.
+
+    Raises:
+        UntracedError: if two of them share memory.
+    """
+    graph = capture.graph
+    made: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" and isinstance(capture.tensors.get(str(node.target)), Tensor):
+            made.setdefault(str(node.target), []).append(node)
+    memory = Counter(capture.tensors[path].untyped_storage().data_ptr() for path in made)
+    written = {leaf for node in graph.nodes if made for leaf in _written(node, capture)}
+    for path, nodes in made.items():
+        if not any(_leaves(node, written, capture) for node in nodes):
+            continue
+        if memory[capture.tensors[path].untyped_storage().data_ptr()] > 1:
+            name = type(capture.root).__name__
+            raise UntracedError(name, "it writes to, or returns, a view of a tensor that it makes")
+        with graph.inserting_after(nodes[0]):
+            fresh = graph.call_method("clone", (nodes[0],))
+        for user in [user for node in nodes for user in node.users if user is not fresh]:
+            for node in nodes:
+                user.replace_input_with(node, fresh)
+
+
+def _leaves(node: fx.Node, written: set[fx.Node], capture: Capture) -> bool:
+    """Whether the memory of a tensor is written to or returned."""
+    seen: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        alias = pending.pop()
+        if alias in written or any(user.op == "output" for user in alias.users):
+            return True
+        if alias not in seen:
+            seen.add(alias)
+            pending.extend(user for user in alias.users if alias in _shared(user, capture))
+    return False
+
+
+def _may_be_rewritten(node: fx.Node, shared: set[fx.Node], capture: Capture) -> bool:
+    """Whether a tensor that is written to comes from a layer that reads nothing written to.
+
+    Any other layer that computes the same makes such a tensor as well, anew in every call; and what
+    reads it is fenced. A layer that reads no input of the model could be computed once for all.
     """
     if node.op != "call_module" or not isinstance(capture.attribute(str(node.target)), LAYERS):
         return False
@@ -188,3 +277,15 @@ def _fresh(node: fx.Node, capture: Capture) -> bool:
         return False
     called = known.name(node.target)
     return known.kind(node.target) in FRESH_KINDS or (called or "") in FRESH_NAMES
+
+
+def written_later(call: Call) -> bool:
+    """Whether a layer's result may be written to by what reads it."""
+    readers = (reader.value for reader in call.readers)
+    pinned = any(isinstance(value, Opaque) and value.pinned for value in readers)
+    return pinned and isinstance(call.value, Conv | BatchNorm)
+
+
+def makes_memory(expression: Expression) -> bool:
+    """Whether the result of an expression is a tensor that was not there before."""
+    return isinstance(expression, Apply) and isinstance(expression.value, Conv | BatchNorm)

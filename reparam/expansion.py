@@ -47,7 +47,7 @@ def expanded_terms(
         if len(value.coefficients) > 1:
             require_one_shape(call)
         operands = list(enumerate(zip(value.coefficients, call.inputs, strict=True)))
-        return [(x, t.to(operand(t.map, c, i))) for t in terms for i, (c, x) in operands]
+        return [(x, t.with_map(operand(t.map, c, i))) for t in terms for i, (c, x) in operands]
     if isinstance(value, Cat):
         return _columns(call, value, terms)
     (source,) = call.inputs
@@ -62,7 +62,7 @@ def expanded_terms(
             require_affordable(term.map, inner, pays)
         deeper = composed(term.map, inner)
         paths = term.convolutions + term.skips
-        found = term.to(deeper) if skip else Term(deeper, paths, 0)
+        found = term.with_map(deeper) if skip else Term(deeper, paths, 0)
         new.append((source, found))
     return new
 
@@ -79,7 +79,7 @@ def _columns(call: Call, cat: Cat, terms: tuple[Term, ...]) -> list[tuple[Call, 
             require(count is not None, "the channels of what is joined are not known", source.name)
             assert count is not None
             part = input_columns(term.map, start, count)
-            new.append((source, term.to(part if start == 0 else replace(part, bias=None))))
+            new.append((source, term.with_map(part if start == 0 else replace(part, bias=None))))
             start += count
         require(start == term.map.in_channels, "it is joined along another axis")
     return new

@@ -34,7 +34,7 @@ class OnnxExport:
         nodes: how often each operator stands in its graph.
         dynamic: by input, the axes that may have any size, and their names.
         equivalence: ONNX Runtime's outputs (`fused`) and the model's own (`model`), both against
-            the model in float64, at the worst of all sizes that were tried.
+            the model in float64: of all sizes that were tried, those in the middle.
         checked: shapes of the inputs that the file was run on, `1×3×256×256`.
         remarks: why an axis that was to be dynamic is not; what the comparison does not tell.
         bytes: size on disk, weights included.

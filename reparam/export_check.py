@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -13,14 +14,8 @@ from torch import Tensor
 from reparam.errors import ExportError, VerificationError
 from reparam.export_graph import Axis, Draft, NotDynamicError, extra
 from reparam.export_model import FlatModel, first_line
-from reparam.verify import (
-    VARIANTS,
-    Equivalence,
-    Run,
-    compare_runs,
-    float64_outputs,
-    varied,
-)
+from reparam.runs import Run, float64_outputs, varied
+from reparam.verify import VARIANTS, Equivalence, judged
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -45,7 +40,7 @@ _LARGE: tuple[tuple[float, int], ...] = ((8, 1), (64, 0), (0, 2**20))
 # The example is varied until each output has so many elements, or so often: a few elements say
 # little of the errors that are to be compared.
 _ELEMENTS = 128
-_VARIANTS = 32
+_MOST_RUNS = 32
 
 
 def check(path: Path, model: FlatModel, draft: Draft) -> tuple[Equivalence, tuple[Shapes, ...]]:
@@ -115,13 +110,13 @@ def _open(path: Path) -> Any:
 
 
 def _run_example(session: Any, model: FlatModel) -> list[Run]:
-    """Run the example, and variants of it while there is little to compare, or a difference."""
+    """Run the example, and variants of it if there is little to compare, or a difference."""
     runs = [_run(session, model, model.example)]
-    elements = min((t.numel() for t in runs[0].exact), default=0)
-    for shift in range(1, _VARIANTS):
-        enough = len(runs) * elements >= _ELEMENTS
-        if enough and (shift >= VARIANTS or compare_runs(runs, other_runtime=True).equivalent):
-            break
+    elements = min((t.numel() for t in runs[0].exact), default=_ELEMENTS)
+    wanted = min(ceil(_ELEMENTS / max(elements, 1)), _MOST_RUNS)
+    if runs[0].exact and not judged(runs, other_runtime=True).equivalent:
+        wanted = max(wanted, VARIANTS)
+    for shift in range(1, wanted):
         inputs = varied(model.example, shift)
         if _accepts(model, inputs):
             runs.append(_run(session, model, inputs))
@@ -162,12 +157,12 @@ def _run(session: Any, model: FlatModel, inputs: Sequence[Tensor]) -> Run:
 
 
 def _judge(runs: Sequence[Run]) -> Equivalence:
-    """Compare all runs as one.
+    """Compare all runs.
 
     Raises:
         VerificationError: if the file is not as good as the model is.
     """
-    figures = compare_runs(runs, other_runtime=True)
+    figures = judged(runs, other_runtime=True)
     if not figures.equivalent:
         raise VerificationError(
             f"its outputs are off by {figures.rmse_fused:.1e} (RMS, against float64), "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from reparam.errors import ExportError
-from reparam.verify import split_inputs
+from reparam.runs import split_inputs
 
 
 class FlatModel(nn.Module):

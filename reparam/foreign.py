@@ -14,8 +14,9 @@ from reparam.graph import Call, ValueGraph
 from reparam.lift import lift_graph
 from reparam.lower import lower
 from reparam.report import Remark
+from reparam.runs import split_inputs
 from reparam.sizes import Assignment
-from reparam.verify import EXACT, relative_difference, split_inputs
+from reparam.verify import EXACT, relative_difference
 
 FxPass = Callable[[fx.GraphModule], fx.GraphModule]
 SIZES = (64, 72)

@@ -6,6 +6,7 @@ the nodes. Once it is lifted, only the driver edits it, through `ValueGraph.repl
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from torch import fx
@@ -217,7 +218,7 @@ class ValueGraph:
             reader = Call(user)
             if call in rewrite or reader in dead or not isinstance(reader.value, Shape):
                 continue
-            near = (_sized_by(call), *self.calls())  # to look through all of them is seldom needed
+            near = chain((_sized_by(call),), self.calls())
             alive = (c for c in near if c < reader and (c in rewrite or c not in dead))
             alike = (c for c in alive if _sized_by(c) == _sized_by(call) or self._alike(reader, c))
             twin = next((c for c in alike if c != call), None)

@@ -82,9 +82,6 @@ CONV_BASE: Any = TORCH.nn.modules.conv._ConvNd
 ADAPTIVE_POOL_BASE: Any = TORCH.nn.modules.pooling._AdaptiveAvgPoolNd
 """What torch's modules of one kind share."""
 
-OPERATOR: Any = TORCH._ops.OpOverload
-"""The kind of what is called in torch.export's graphs: `torch.ops.aten.conv2d.default`."""
-
 ASSERT: Any = TORCH._assert
 """The assertion that tracing leaves in a graph."""
 
@@ -94,6 +91,11 @@ MODULES_WITH_FUNCTIONS: tuple[Any, ...] = (operator, torch, F, TORCH._C._nn)
 def hooked(module: Any) -> bool:
     """Whether calling a module does more than its forward says."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def internal(target: Any) -> bool:
+    """Whether a target is one of torch's internal operators, of which torch.export makes graphs."""
+    return isinstance(target, TORCH._ops.OpOverload) and target.namespace in ("aten", "prims")
 
 
 def compiled(module: nn.Module) -> bool:

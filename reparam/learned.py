@@ -12,10 +12,10 @@ from reparam import known
 from reparam.facts import TensorFacts
 from reparam.graph import Call
 from reparam.operators import AvgPool, ConvTranspose, Norm, Pad, Slice
+from reparam.runs import split_inputs
 from reparam.sizes import Size, SymbolTable
 from reparam.tracer import HELD
 from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Sum
-from reparam.verify import split_inputs
 
 Learned = dict[fx.Node, TensorFacts]
 """Facts of tensors that are known from what reads them, by the call that makes the tensor."""

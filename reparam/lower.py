@@ -51,8 +51,10 @@ class _Lowerer:
 
     def run(self) -> fx.GraphModule:
         for node in self.values.graph.nodes:
-            if node.op in ("placeholder", "output"):
-                self.lowered[node] = self.graph.node_copy(node, self._node)
+            if node.op == "placeholder":
+                self.lowered[node] = self.graph.node_copy(node)
+            elif node.op == "output":
+                self.graph.node_copy(node, self._returned)
             elif not isinstance(Call(node).value, Shape):
                 self._node(node)
         self.graph.lint()
@@ -75,6 +77,14 @@ class _Lowerer:
             if not self.keep:
                 self.values.forget(node)
         return self.lowered[node]
+
+    def _returned(self, node: fx.Node) -> Any:
+        """A result of the model; of what was computed once for all, whoever calls gets a copy."""
+        lowered = self._node(node)
+        constant = isinstance(lowered, fx.Node) and lowered.op == "get_attr"
+        if not constant or isinstance(node.meta.get("source"), Source):
+            return lowered
+        return self.graph.call_method("clone", (lowered,))
 
     def _keep_modes(self, module: fx.GraphModule) -> None:
         """Evaluation mode, but for a module that was in training mode by itself."""

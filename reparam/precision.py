@@ -39,8 +39,7 @@ def _require_cast(tensor: Tensor, dtype: torch.dtype) -> None:
     lengths: Tensor = TORCH.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     # What is not too long has no element that is too large, and no row that is not tiny underflows.
     least = limits.tiny * rows.shape[1] ** 0.5 if tensor.ndim > 1 else 0.0
-    shortest, longest = lengths.aminmax()
-    if least <= float(shortest) and float(longest) <= limits.max:
+    if bool((((lengths >= least) | (lengths == 0)) & (lengths <= limits.max)).all()):
         return
     require(bool(torch.isfinite(tensor).all()), "a weight or a statistic is not finite")
     name = str(dtype).removeprefix("torch.")

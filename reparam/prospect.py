@@ -17,19 +17,25 @@ LONGEST = 64
 
 
 def could_shrink(root: Call, through: Callable[[Call], bool], meeting: bool) -> bool:
-    """Whether maps meet in a tensor; or, if not only `meeting` counts, follow each other.
+    """Whether a region could become fewer operations: where that is clear from its form alone.
 
-    Multiples count as well. All else is a tree with one map on each branch, which takes no fewer
-    operations in any form. What others read as well stays, and only counts for where it meets. Of
-    what is neither a convolution nor a norm, its law has to say whether it is one.
+    Two paths that lead to one tensor may be merged, and so may a map and the map before it, or a
+    multiple and whatever is beside it. A tree of sums with one map on each branch is as small as it
+    gets. What other calls read as well stays where it is.
+
+    Args:
+        root: the end of the region.
+        through: which calls may be part of it.
+        meeting: whether paths that meet are all that counts.
 
     Raises:
-        Declined: if nothing but a composition could, and that can't pay.
+        Declined: if a map follows another, nothing else could be merged, and the two together
+            would cost more than all that could go.
     """
     budget = Budget(root, through)
-    dear: Declined | None = None
+    dearer: list[Declined] = []
     seen = {root}
-    pending: list[tuple[Call, Value | None]] = [(root, None)]
+    pending: list[tuple[Call, Value | None]] = [(root, None)]  # with the map after it, if any
     while pending:
         call, outer = pending.pop()
         stays = call != root and len(call.readers) > 1
@@ -37,58 +43,62 @@ def could_shrink(root: Call, through: Callable[[Call], bool], meeting: bool) -> 
             if _shrinks_alone(call):
                 return True
             if not isinstance(call.value, Sum):
-                try:
-                    if outer is not None and _composable(outer, call.value, budget):
-                        return True
-                except Declined as declined:
-                    dear = dear or Declined(declined.reason, call.name)
+                declined = None if outer is None else _unaffordable(outer, call, budget)
+                if declined is not None:
+                    dearer.append(declined)
                     continue
+                if outer is not None:
+                    return True
                 outer = call.value
         for source in call.inputs:
-            if source in seen or len(seen) > LONGEST:
+            if source in seen or len(seen) > LONGEST:  # of so large a region, who knows
                 return True
             seen.add(source)
             if not stays and affine_call(source) and through(source):
                 pending.append((source, outer))
-    if dear is not None:
-        raise dear
+    if dearer:
+        raise dearer[0]
     return False
 
 
-def _composable(outer: Value, inner: Value, budget: "Budget") -> bool:
-    """Whether two maps may become one, whose cost is known without their numbers.
-
-    Raises:
-        Declined: if they cost more.
-    """
-    if isinstance(outer, Conv) and isinstance(inner, Conv):
-        require_affordable(outer, inner, budget)
-    return True
-
-
 def _shrinks_alone(call: Call) -> bool:
-    """Whether a call could become another one without any beside it."""
+    """Whether a call could become less by itself: a multiple, or what only a law can tell of."""
     value = call.value
     if isinstance(value, Sum):
         return len(value.coefficients) == 1 or any(abs(c) != 1 for c in value.coefficients)
     return not isinstance(value, Conv | BatchNorm)
 
 
+def _unaffordable(outer: Value, inner: Call, budget: "Budget") -> Declined | None:
+    """Why a map and the one before it can't become one: what that costs takes no numbers."""
+    if isinstance(outer, Conv) and isinstance(inner.value, Conv):
+        try:
+            require_affordable(outer, inner.value, budget.affords)
+        except Declined as declined:
+            return Declined(declined.reason, inner.name)
+    return None
+
+
 class Budget:
-    """Multiply-adds per pixel of all calls that could go: what a region can pay with.
+    """Multiply-adds of all calls that could go with a root: what a region can pay with.
 
     Attributes:
-        used: whether it has paid for any composition that costs more than its parts.
+        spent: whether it has paid for any composition that costs more than its parts.
     """
 
     def __init__(self, root: Call, through: Callable[[Call], bool]) -> None:
-        self.used = False
+        """Start with nothing spent; the sum is made when it is first asked for."""
+        self.spent = False
         self._root, self._through = root, through
 
-    def __call__(self, madds: float) -> bool:
-        """Pay for a composition, if it is not too dear."""
-        self.used |= madds <= self._total
+    def affords(self, madds: float) -> bool:
+        """Whether so many multiply-adds per pixel are no more than there were."""
         return madds <= self._total
+
+    def pay(self, madds: float) -> bool:
+        """Pay for a composition, unless it is too dear."""
+        self.spent |= self.affords(madds)
+        return self.affords(madds)
 
     @cached_property
     def _total(self) -> float:
@@ -105,4 +115,4 @@ def _removable(root: Call, through: Callable[[Call], bool]) -> Iterator[Call]:
         if call == root or all(reader in seen for reader in call.readers):
             yield call
             seen.add(call)
-            pending |= {x for x in call.inputs if affine_call(x) and through(x)}
+            pending |= {source for source in call.inputs if affine_call(source) and through(source)}

@@ -180,16 +180,17 @@ def python_asks(tracer: Any) -> Generator[None]:
     own_range = builtins.range
 
     def is_instance(instance: Any, kinds: Any) -> bool:
-        stands = type(instance) in (TensorProxy, AttributeProxy)
-        try:  # first what almost all ask, at length what few do: all of torch asks here
-            return own_isinstance(instance, kinds) or (
-                stands and tracer.stands_for(instance, kinds)
-            )
-        except TypeError:
+        try:  # All of torch asks this all the time, so the plain answer comes first.
+            if own_isinstance(instance, kinds):
+                return True
+        except TypeError:  # `range` is a function while a forward is traced
             given = kinds if own_isinstance(kinds, tuple) else (kinds,)
             if counted not in given:
                 raise
             return is_instance(instance, tuple(own_range if k is counted else k for k in given))
+        if type(instance) is not TensorProxy and type(instance) is not AttributeProxy:
+            return False
+        return tracer.stands_for(instance, kinds)
 
     def counted(*bounds: Any) -> range:
         plain = (int(bound) if own_isinstance(bound, fx.Proxy) else bound for bound in bounds)
@@ -213,6 +214,7 @@ def python_asks(tracer: Any) -> Generator[None]:
     autograd: Any = torch.autograd.Function
     own_apply = autograd.apply.__func__
 
+    # It would fail on proxies, with a message about arguments of torch's own.
     def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
         if found((args, kwargs), fx.Proxy):
             raise TraceError(f"it calls the autograd function {function.__name__}")

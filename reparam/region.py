@@ -51,11 +51,12 @@ def merge(
     Args:
         root: a call that computes a linear map.
         through: which calls may be expanded into what they compute; the root always is.
-        accept: which maps may be left, if the pass is for maps alone that meet in a tensor. Of two
-            that would then be one, the reason why they are not goes before any other.
+        accept: whether the pass is for a region that becomes these maps. With it, only regions are
+            looked at in which two paths lead to one tensor; and of two maps of a tensor that would
+            be accepted as one, the reason why they stay apart goes before any other.
 
     Returns:
-        The replacement, or None if nothing linear stands before the root.
+        The replacement, or None if there is nothing to merge.
 
     Raises:
         Declined: if something does, but can't be merged or would cost more.
@@ -70,7 +71,7 @@ def merge(
     accepted = accept or _any
     found = list(_candidates(root, through, blocked, budget))
     best = _best(found, accepted)
-    if budget.used:
+    if budget.spent:
         frugal = list(_candidates(root, through, blocked, None))
         found += frugal
         best = max(best, _best(frugal, accepted), key=_gain)
@@ -115,11 +116,11 @@ def _require_merged(found: list[Candidate], accept: Accept) -> None:
 def _best(found: list[Candidate], accept: Accept) -> Candidate | None:
     """The candidate that gains most, of several the one that takes in least.
 
-    A shorter one removes no more than a longer one, so that most need not be judged.
+    One whose bound is below what was found already need not be judged.
     """
     best: Candidate | None = None
     for candidate in reversed(found):
-        if best is not None and candidate.most < best.gain.operations:
+        if best is not None and candidate.most_gained < best.gain.operations:
             continue
         if candidate.profitable and accept(candidate.flat) and _gain(candidate) >= _gain(best):
             best = candidate
@@ -163,7 +164,8 @@ def _candidates(
             _same_kind(root, call)
             if len(terms[call]) > 1:
                 terms[call] = tuple(map(merged, grouped(terms[call])))
-            parts = expanded_terms(call, terms[call], None if stays else budget)
+            pays = None if stays or budget is None else budget.pay
+            parts = expanded_terms(call, terms[call], pays)
         except Declined as declined:
             stuck.add(call)
             if budget is not None:

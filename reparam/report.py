@@ -166,12 +166,12 @@ class Report:
         return f"{found.checked} rewrites checked, {error}{whole}"
 
 
-def count(root: nn.Module, graph: fx.Graph, module_at: Callable[[str], nn.Module]) -> Counts:
+def count(root: nn.Module, graph: fx.Graph, lookup: Callable[[str], nn.Module]) -> Counts:
     """Count the calls of a graph, and the parameters of the model whose modules it calls."""
     operators: Counter[str] = Counter()
     for node in graph.nodes:
         if node.op == "call_module":
-            operators[type(module_at(str(node.target))).__name__] += 1
+            operators[type(lookup(str(node.target))).__name__] += 1
         elif node.op in ("call_function", "call_method"):
             operators[getattr(node.target, "__name__", str(node.target))] += 1
     parameters = sum(parameter.numel() for parameter in root.parameters())

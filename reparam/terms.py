@@ -25,7 +25,7 @@ class Term:
     convolutions: int = 0
     skips: int = 1
 
-    def to(self, map_: Conv | Sum) -> "Term":
+    def with_map(self, map_: Conv | Sum) -> "Term":
         """The same paths, by another map."""
         return Term(map_, self.convolutions, self.skips)
 
@@ -85,10 +85,10 @@ def grouped(terms: tuple[Term, ...]) -> list[Group]:
 
 
 def _form(map_: Conv | Sum) -> Hashable:
-    """What two maps have to share so that their sum has it, too."""
+    """What maps whose sum is of the same form share; multiples are of one form."""
     if isinstance(map_, Sum):
-        return None
-    if map_.border is not None:
+        return Sum
+    if map_.border is not None:  # whether two constants agree takes numbers to tell
         return id(map_)
     shape, padding, dilation = map_.weight.shape, map_.padding, map_.dilation
     return shape, map_.stride, padding, dilation, map_.groups, map_.padding_mode

@@ -49,10 +49,11 @@ def parts_of(module: nn.Module) -> Iterator[nn.Module]:
     if type(module) in CONTAINERS:
         return  # whoever has the container calls what it holds
     pending = list(module.children())
-    for part in pending:
+    while pending:
+        part = pending.pop()
         yield part
         if type(part) in CONTAINERS:
-            pending += part.children()
+            pending.extend(part.children())
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -77,8 +77,8 @@ def duplicate(content: Any, parts: dict[Any, Any] | None = None) -> Any:
 
 
 def _parametrized(module: Any) -> bool:
-    """As torch's own function says, which takes much longer for the many that are not."""
-    return "parametrizations" in module._modules
+    """What torch's own function says, which takes long to say no."""
+    return "parametrizations" in module._modules and parametrize.is_parametrized(module)
 
 
 def _materialise(module: Any) -> None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import reparam
+from reparam.algebra import exact, respond
 from reparam.capture import capture
 from reparam.check import check
 from reparam.errors import Declined, Rejected
@@ -75,6 +77,35 @@ def test_a_difference_of_phase_shows() -> None:
 
     with pytest.raises(Rejected):
         check(changed(conv(stride=2), longer))
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+@pytest.mark.parametrize("side", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_a_side_that_a_stride_rarely_reaches_is_seen(stride: int, side: tuple[int, int]) -> None:
+    axis, end = side
+
+    def padded(value: Conv) -> Conv:
+        padding = [list(sides) for sides in value.padding]
+        padding[axis][end] -= 1
+        return replace(value, padding=tuple(map(tuple, padding)))
+
+    with pytest.raises(Rejected):
+        check(changed(conv(stride=stride), padded))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", [((0, 1), (0, 1)), ((0, 2), (0, 2)), ((0, 1), (0, 0))])
+def test_a_border_on_one_side_is_seen(stride: int, padding: Any) -> None:
+    """The input's constant is forgotten there; both sides have the same kernel."""
+    call = conv(stride=stride)
+    assert isinstance(call.value, Conv)
+    shift = torch.tensor([0.5, -0.3], dtype=torch.float64)
+    value = replace(call.value, padding=padding)
+    shifted = Apply(Conv(torch.ones(2, 1, 1, 1), shift, groups=2), call.inputs)
+    moved = replace(value, bias=respond(exact(replace(value, padding=())), shift))
+    call.node.target = replace(value, border=shift)
+    with pytest.raises(Rejected):
+        check({call: Apply(moved, (shifted,))})
 
 
 def test_a_replacement_that_fails_is_rejected() -> None:

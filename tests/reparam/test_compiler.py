@@ -1,6 +1,7 @@
 """Whatever network is drawn: compiled, it computes the same, and says what it left."""
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -68,3 +69,24 @@ def test_the_same_model_gives_the_same_bits(model: nn.Module) -> None:
     assert first.code == second.code
     assert same_state(first.state_dict(), second.state_dict())
     assert reparam.report(first) == reparam.report(second)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_search_for_garbage_is_as_it_was(enabled: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        reparam.compile(nn.Linear(2, 2).eval())
+        assert gc.isenabled() is enabled
+        with pytest.raises(reparam.TrainingModeError):
+            reparam.compile(nn.BatchNorm1d(2))
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_a_layer_without_outputs_is_folded_like_any_other() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 0)).eval()
+    fused = reparam.compile(model, torch.randn(2, 4), passes=passes.DEFAULT, verify=False)
+    assert not [r for r in reparam.report(fused).missed if "failed" in r.message]
+    assert fused(torch.randn(2, 4)).shape == (2, 0)

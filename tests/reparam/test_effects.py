@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import passes
 import reparam
-from reparam.values import Conv
+from reparam.values import BatchNorm, Conv
 from reparam.verify import EXACT, relative_difference
 from tests.fused import operators, same_state
 from tests.strategies import drawn
@@ -31,7 +31,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout()
-        self.branching = Branching()
+        self.branching, self.counting = Branching(), Counting()
         self.register_buffer("count", torch.ones(()))
         self.register_buffer("table", torch.ones(4, 1, 1))
         assert self.norm.running_mean is not None
@@ -50,6 +50,13 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.relu_() if x.numel() > 0 and bool(x.isfinite().all()) else x
+
+
+class Counting(nn.Module):
+    """Writes to its input what would be seen in the next call, and can't be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(1) if bool(x.isfinite().all()) else x
 
 
 def assert_like_eager(forward: Forward, **options: Any) -> nn.Module:
@@ -115,12 +122,12 @@ def view_by_dropout(net: Any, x: Tensor) -> Any:
 
 def layer_whose_result_is_written_to(net: Any, x: Tensor) -> Any:
     y = net.norm(net.conv(x))
-    return net.branching(y) + y
+    return net.counting(y) + y
 
 
 def layer_without_an_input_written_to(net: Any, x: Tensor) -> Any:
     y = net.norm(net.table.expand(1, 4, 5, 5))
-    return x.mean() + net.branching(y) + y
+    return x.mean() + net.counting(y) + y
 
 
 def item_by_function(net: Any, x: Tensor) -> Any:
@@ -264,6 +271,18 @@ def test_a_write_that_nobody_sees_stands_in_the_way_of_nothing() -> None:
 @pytest.mark.parametrize("forward", [view_by_index, layer_whose_result_is_written_to])
 def test_what_is_written_to_later_is_made_as_always(forward: Forward) -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in assert_like_eager(forward).modules())
+
+
+def test_what_is_written_to_later_stays_a_tensor_of_its_own() -> None:
+    @reparam.rewrite
+    def forget(call: reparam.Call) -> reparam.Replace | None:
+        return reparam.Replace(call.inputs[0]) if isinstance(call.value, BatchNorm) else None
+
+    model = Net(layer_whose_result_is_written_to).eval()
+    fused = reparam.compile(model, passes=(forget,), verify=False)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    said = {remark.message for remark in reparam.report(fused).missed}
+    assert "its result may be written to, and has to be a tensor of its own" in said
 
 
 def test_a_batch_norm_behind_a_fence_says_so() -> None:

@@ -20,7 +20,8 @@ from fastvit_models.fastvit import FastViTConfig, create_fastvit
 from reparam import export_graph
 from reparam.errors import ExportError, TrainingModeError, VerificationError
 from reparam.export import OnnxExport, export_onnx
-from reparam.verify import compare_outputs, float64_outputs
+from reparam.runs import float64_outputs
+from reparam.verify import compare_outputs
 from tests.randomised import randomised
 
 ROOT = Path(__file__).parent.parent.parent

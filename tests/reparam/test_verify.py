@@ -1,6 +1,7 @@
 """The judge of whole models: what it lets through, and what it does not."""
 
 import copy
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -181,3 +182,54 @@ def test_inputs_that_do_not_fit_are_an_error() -> None:
         reparam.verify(nn.Identity(), fused, x[:, :2])
     with pytest.raises(reparam.VerificationError, match=r"^the model itself does not run on .*"):
         reparam.compile(model, x[:, :2])
+
+
+def test_a_model_that_fails_on_other_inputs_is_no_unlucky_one() -> None:
+    class Once(nn.Module):
+        """A linear layer that is off by three times what is allowed, and runs once."""
+
+        def __init__(self, layer: nn.Linear, x: Tensor) -> None:
+            super().__init__()
+            self.layer, self.runs = layer, 0
+            exact = x.double() @ layer.weight.double().T
+            allowed = compare_outputs([layer(x)], [layer(x)], [exact])
+            self.off = 6 * allowed.rmse_model + allowed.rms * 2**-22
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.equal(x, self.layer.seen):
+                raise RuntimeError("once is enough")
+            return self.layer(x) + self.off
+
+    model, x = nn.Linear(64, 16, bias=False).eval(), drawn(0, 1, 64).float()
+    model.register_buffer("seen", x, persistent=False)
+    with torch.no_grad():
+        fused = Once(model, x)
+    with pytest.raises(reparam.VerificationError, match=r"^the compiled model does not run .*once"):
+        reparam.verify(model, fused, x)
+
+
+def test_other_inputs_do_not_hide_a_difference() -> None:
+    """Columns of tables differ in scale: at another place, one of them swamps all others."""
+
+    class Head(nn.Module):
+        def __init__(self, error: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm, self.head, self.error = nn.BatchNorm1d(8), nn.Linear(8, 16), error
+            self.norm.register_buffer("running_var", torch.tensor([1.0] * 7 + [1e14]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(x)) + self.error
+
+    x = torch.randn(4, 8) * torch.tensor([1.0] * 7 + [1e7])
+    model = Head(0.0).eval()
+    assert reparam.verify(model, Head(0.0).eval(), x).equivalent
+    assert not reparam.verify(model, Head(1e-4).eval(), x).equivalent
+
+
+@pytest.mark.parametrize("other", [-inf, nan])
+def test_what_is_infinite_is_the_same(other: float) -> None:
+    expected = [torch.tensor([1.0, inf])]
+    exact = [tensor.double() for tensor in expected]
+    assert compare_outputs(expected, [expected[0].clone()], exact).equivalent
+    assert not compare_outputs(expected, [torch.tensor([1.0, other])], exact).equivalent

@@ -151,3 +151,9 @@ def test_a_duplicate_with_other_parts() -> None:
     copied = duplicate(model, parts)
     assert copied[1] is copied.again is other
     assert type(model[1]) is nn.Linear
+
+
+def test_parts_that_go_by_the_name_of_parametrizations_are_none() -> None:
+    model = layers()
+    model.parametrizations = nn.ModuleList([nn.Linear(3, 3)])
+    assert materialised(model) is model
