@@ -46,9 +46,12 @@ def run(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Run:
         VerificationError: if one of them does not run, or if shapes or dtypes differ.
     """
     # A forward may write to its model, and the model is the user's.
-    expected = _outputs("the model itself", copy.deepcopy(model), example_inputs)
+    outputs = _outputs("the model itself", copy.deepcopy(model), example_inputs)
     with torch.no_grad(), _as_it_was(fused):
-        found = _outputs("the compiled model", fused, example_inputs)
+        compiled = _clone(_outputs("the compiled model", fused, example_inputs))
+    if pytree.tree_structure(outputs) != pytree.tree_structure(compiled):
+        raise VerificationError("the compiled model returns another structure of outputs")
+    expected, found = _floats(outputs), _floats(compiled)
     if [(t.shape, t.dtype) for t in expected] != [(t.shape, t.dtype) for t in found]:
         raise VerificationError(
             "the compiled model returns other shapes or dtypes: "
@@ -57,12 +60,11 @@ def run(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Run:
     return Run(expected, found, float64_outputs(model, example_inputs))
 
 
-def _outputs(name: str, model: nn.Module, example_inputs: Any) -> list[Tensor]:
-    """The floating-point outputs, one after the other."""
+def _outputs(name: str, model: nn.Module, example_inputs: Any) -> Any:
     args, kwargs = split_inputs(example_inputs)
     try:
         with torch.no_grad():
-            return _floats(model(*_clone(args), **_clone(kwargs)))
+            return model(*_clone(args), **_clone(kwargs))
     except Exception as error:
         raise VerificationError(
             f"{name} does not run on these inputs: {first_line(error)}"

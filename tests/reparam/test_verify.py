@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.verify import compare_outputs, relative_difference
+from tests.passes.alone import Net
 from tests.randomised import randomised
 from tests.strategies import drawn
 
@@ -110,7 +111,6 @@ def test_structures_and_kinds_of_inputs() -> None:
     [
         lambda x, y: x[:1] + y[:1],
         lambda x, y: (x + y).double(),
-        lambda x, y: (x + y, x),
     ],
 )
 def test_other_shapes_or_dtypes_are_an_error(other: Any) -> None:
@@ -233,3 +233,12 @@ def test_what_is_infinite_is_the_same(other: float) -> None:
     exact = [tensor.double() for tensor in expected]
     assert compare_outputs(expected, [expected[0].clone()], exact).equivalent
     assert not compare_outputs(expected, [torch.tensor([1.0, other])], exact).equivalent
+
+
+@pytest.mark.parametrize("other", [lambda x: {"b": x}, lambda x: [x], lambda x: (x,), lambda x: x])
+def test_another_structure_is_an_error(other: Any) -> None:
+    model, fused = Net(lambda _, x: {"a": x}).eval(), Net(lambda _, x: other(x)).eval()
+    x = drawn(0, 2, 3).float()
+    assert reparam.verify(model, model, x).equivalent
+    with pytest.raises(reparam.VerificationError, match="returns another structure"):
+        reparam.verify(model, fused, x)
