@@ -5,7 +5,7 @@ the caller nor the model holds it. Otherwise every call that touches the tensor 
 its form. What nobody here knows may write to whatever it is given.
 """
 
-from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -13,11 +13,13 @@ from torch import Tensor, fx, nn
 from reparam import known
 from reparam.arguments import depends_on_inputs, found
 from reparam.capture import Capture
+from reparam.dtypes import dtypes_of
 from reparam.errors import UntracedError
 from reparam.functions import CONVOLUTIONS
 from reparam.graph import Apply, Call, Expression
 from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning
+from reparam.state import plain_tensors
 from reparam.values import BatchNorm, Conv, Opaque
 
 LAYERS = (nn.Linear, known.CONV_BASE, known.BATCH_NORM_BASE)
@@ -34,29 +36,14 @@ FRESH_NAMES = {
 VIEWS = {"contiguous", "detach"}
 """Of these kinds by name, but the result may be the input."""
 
-CASTS = {
-    "to", "type", "type_as", "half", "float", "double", "bfloat16", "int", "long", "bool",
-}  # fmt: skip
-"""What gives a tensor another dtype."""
-
 SIZES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 """What is read of a tensor without reading it."""
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether a call of a function or method says that it writes to its first argument."""
-    if node.kwargs.get("inplace") is True or "out" in node.kwargs:
-        return True
-    name = getattr(node.target, "__name__", str(node.target))
-    if getattr(node.target, "__module__", "") == "_operator":
-        return name == "setitem" or (name.startswith("i") and name[1:] in known.KINDS)
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def out_of_place(node: fx.Node) -> tuple[Any, dict[str, Any]]:
     """Target and options of a call that computes the same without writing."""
     options = {name: name != "inplace" and option for name, option in node.kwargs.items()}
-    if node.op in ("call_module", "get_attr") or not writes(node):
+    if node.op in ("call_module", "get_attr") or not known.writes(node):
         return node.target, dict(node.kwargs)
     if isinstance(node.target, str):
         return node.target.removesuffix("_"), options
@@ -71,11 +58,11 @@ def fenced(capture: Capture) -> set[fx.Node]:
     nodes = list(capture.graph.nodes)
     written = {n: sources for n in nodes if (sources := _written(n, capture))}
     aliases = {n: _aliases(sources, n, capture) for n, sources in written.items()}
-    mixed = _mixes_dtypes(capture)
+    dtypes = dtypes_of(capture)
     open_writes = {
         node
         for node, (shared, foreign) in aliases.items()
-        if _seen(node, shared, foreign) or not _has_twin(node, shared, capture, mixed)
+        if _seen(node, shared, foreign) or not _has_twin(node, shared, capture, dtypes)
     }
     # A module that writes in one of its calls is one module, and so writes in all of them.
     modules = {node.target for node in open_writes if node.op == "call_module"}
@@ -93,11 +80,13 @@ def fenced(capture: Capture) -> set[fx.Node]:
     return {node for node in fence if node.op not in ("placeholder", "get_attr", "output")}
 
 
-def _has_twin(node: fx.Node, shared: set[fx.Node], capture: Capture, mixed: bool) -> bool:
+def _has_twin(
+    node: fx.Node, shared: set[fx.Node], capture: Capture, dtypes: Mapping[fx.Node, Any]
+) -> bool:
     """Whether a write that nobody sees may be left out, or is to a tensor that is new in each call.
 
-    What is written to keeps its dtype. That of a sum or a product may be another, where dtypes are
-    `mixed`, and that of a comparison is.
+    What is written to keeps its dtype. That of a sum or a product of two dtypes may be another, and
+    that of a comparison is.
     """
     if node.op == "call_module":
         own = type(capture.attribute(str(node.target))).__module__.startswith("torch.")
@@ -107,19 +96,12 @@ def _has_twin(node: fx.Node, shared: set[fx.Node], capture: Capture, mixed: bool
     name = plain if isinstance(plain, str) else plain.__name__
     if name in known.COMPARISONS or name.startswith(("logical", "bitwise")):
         return False
-    if mixed and len(node.all_input_nodes) > 1:
+    given = {dtypes[source] for source in node.all_input_nodes}
+    if len([dtype for dtype in given if dtype is None or dtype.is_floating_point]) > 1:
         return False
-    return hasattr(Tensor, name) if plain is name else plain != node.target or "inplace" in options
-
-
-def _mixes_dtypes(capture: Capture) -> bool:
-    """Whether the tensors of a model may be of several floating-point dtypes."""
-    held = (*capture.root.parameters(), *capture.root.buffers(), *capture.tensors.values())
-    dtypes = {tensor.dtype for tensor in held if tensor.is_floating_point()}
-    nodes = capture.graph.nodes
-    return len(dtypes) > 1 or any(
-        known.name(n.target) in CASTS or "dtype" in n.kwargs for n in nodes
-    )
+    if plain is name:
+        return callable(getattr(Tensor, name, None))
+    return plain != node.target or "inplace" in options
 
 
 def copy_what_leaves(capture: Capture) -> None:
@@ -128,35 +110,43 @@ def copy_what_leaves(capture: Capture) -> None:
     To a trace they are constants of the model.
 
     Raises:
-        UntracedError: if two of them share memory.
+        UntracedError: if it writes to one of two that share memory.
     """
     graph = capture.graph
+    nodes = [n for n in graph.nodes if n.op == "get_attr" and str(n.target) in capture.tensors]
+    held = set(map(id, plain_tensors(capture.root))) if nodes else set[int]()
     made: dict[str, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr" and isinstance(capture.tensors.get(str(node.target)), Tensor):
+    for node in nodes:
+        content: Any = capture.tensors[str(node.target)]
+        if isinstance(content, Tensor) and id(content) not in held:
             made.setdefault(str(node.target), []).append(node)
-    memory = Counter(capture.tensors[path].untyped_storage().data_ptr() for path in made)
+    memory = {path: capture.tensors[path].untyped_storage() for path in made}
+    places = {path: storage.data_ptr() or path for path, storage in memory.items()}
     written = {leaf for node in graph.nodes if made for leaf in _written(node, capture)}
-    for path, nodes in made.items():
-        if not any(_leaves(node, written, capture) for node in nodes):
-            continue
-        if memory[capture.tensors[path].untyped_storage().data_ptr()] > 1:
+    changed = {
+        p for p, several in made.items() if any(_leaves(n, written, capture) for n in several)
+    }
+    for path in changed:
+        if any(places[path] == places[other] for other in made if other != path):
             name = type(capture.root).__name__
-            raise UntracedError(name, "it writes to, or returns, a view of a tensor that it makes")
-        with graph.inserting_after(nodes[0]):
-            fresh = graph.call_method("clone", (nodes[0],))
-        for user in [user for node in nodes for user in node.users if user is not fresh]:
-            for node in nodes:
-                user.replace_input_with(node, fresh)
+            raise UntracedError(name, "it writes to a tensor that it makes, and reads a view of it")
+    for path, several in made.items():
+        if path in changed or any(_leaves(node, set(), capture) for node in several):
+            with graph.inserting_after(several[0]):
+                fresh = graph.call_method("clone", (several[0],))
+            for user in [user for node in several for user in node.users if user is not fresh]:
+                for node in several:
+                    user.replace_input_with(node, fresh)
 
 
 def _leaves(node: fx.Node, written: set[fx.Node], capture: Capture) -> bool:
-    """Whether the memory of a tensor is written to or returned."""
+    """Whether the memory of a tensor is among what is written to; or is returned, if nothing is."""
     seen: set[fx.Node] = set()
     pending = [node]
     while pending:
         alias = pending.pop()
-        if alias in written or any(user.op == "output" for user in alias.users):
+        returned = not written and any(user.op == "output" for user in alias.users)
+        if alias in written or returned:
             return True
         if alias not in seen:
             seen.add(alias)
@@ -200,13 +190,14 @@ def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
             return _read(node)[:1] if inplace else []
         return [] if has_meaning(module) else _read(node)
     if node.op == "call_method":
-        return _read(node)[:1] if writes(node) else []
+        return _read(node)[:1] if known.writes(node) else []
     if node.op != "call_function":
         return []
     if node.target is pad_with or isinstance(node.target, type):
         return []  # to make a dictionary or a dataclass of tensors writes to none
-    if writes(node):
-        return _read(node)[:1] if "out" not in node.kwargs else _read(node)
+    if known.writes(node):
+        several = "out" in node.kwargs or not isinstance(node.args[0], fx.Node)
+        return _read(node) if several else _read(node)[:1]
     home = getattr(node.target, "__module__", None) or ""
     foreign = known.name(node.target) is None and not home.startswith(
         ("torch", "math", "_operator")
@@ -259,7 +250,7 @@ def _shared(node: fx.Node, capture: Capture) -> list[fx.Node]:
     if _fresh(node, capture):
         return []
     inputs = node.all_input_nodes
-    return inputs[:1] if node.op != "call_module" and writes(node) else inputs
+    return inputs[:1] if node.op != "call_module" and known.writes(node) else inputs
 
 
 def _fresh(node: fx.Node, capture: Capture) -> bool:
@@ -273,7 +264,7 @@ def _fresh(node: fx.Node, capture: Capture) -> bool:
         return isinstance(module, FRESH_MODULES) or known.kind(module) in FRESH_KINDS
     if node.target in CONVOLUTIONS:
         return True
-    if writes(node) or known.name(node.target) in VIEWS:
+    if known.writes(node) or known.name(node.target) in VIEWS:
         return False
     called = known.name(node.target)
     return known.kind(node.target) in FRESH_KINDS or (called or "") in FRESH_NAMES

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
 )
 from torch.fx.proxy import TraceError
@@ -115,6 +116,7 @@ class ExampleValues:
 
     def _call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         target: Any = node.target
+        self._check_write(node, args)
         match node.op:
             case "placeholder":
                 if target in self._inputs:
@@ -133,6 +135,12 @@ class ExampleValues:
                     name = getattr(target, "__name__", target)
                     raise _UnknownError(f"it depends on the result of {name}")
                 return target(*args, **kwargs)
+
+    def _check_write(self, node: fx.Node, args: tuple[Any, ...]) -> None:
+        """Refuse to write to what the model holds."""
+        real = (tensor for tensor in args[:1] if not isinstance(tensor, FakeTensor))
+        if known.writes(node) and any(isinstance(tensor, Tensor) for tensor in real):
+            raise _UnknownError("it depends on a tensor that it writes to")
 
     def _run_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(map(known.hooked, module.modules())):

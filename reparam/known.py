@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from reparam.sizes import Size, product
 
@@ -38,6 +38,11 @@ ELEMENTWISE_NAMES = {
 }  # fmt: skip
 
 COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
+
+INPLACE_OPERATORS = {
+    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior",
+    "ixor", "ilshift", "irshift",
+}  # fmt: skip
 
 EXACT_ON_INTEGERS = COMPARISONS | {"add", "sub", "mul", "mod"}
 """What gives an integer or a truth for any two integers, unless it divides by 0."""
@@ -163,6 +168,19 @@ def name(target: Any) -> str | None:
         return target
     own = target is getattr or home(target) is not None
     return target.__name__ if own else None
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a call of a function or method says that it writes to its first argument."""
+    if node.kwargs.get("inplace") is True or "out" in node.kwargs:
+        return True
+    name = getattr(node.target, "__name__", str(node.target))
+    if name in ("setitem", "__setitem__"):
+        return True
+    plain = name.removeprefix("__").removesuffix("__")
+    if getattr(node.target, "__module__", "") == "_operator" or plain != name:
+        return plain in INPLACE_OPERATORS
+    return name.endswith("_") and not name.endswith("__")
 
 
 def pure(target: Any) -> bool:

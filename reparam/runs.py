@@ -87,14 +87,15 @@ def varied(inputs: Any, shift: int) -> Any:
 
 @contextmanager
 def _as_it_was(fused: nn.Module) -> Generator[None]:
-    """Put back what a forward writes to the attributes and buffers of its modules."""
-    buffers = [(buffer, buffer.clone()) for buffer in fused.buffers()]
+    """Put back what a forward writes to the attributes, parameters and buffers of its modules."""
+    held = (*fused.parameters(), *fused.buffers())
+    tensors = [(tensor, tensor.detach().clone()) for tensor in held]
     try:
         with kept(fused):
             yield
     finally:
-        for buffer, content in buffers:
-            buffer.copy_(content)
+        for tensor, content in tensors:
+            tensor.copy_(content)
 
 
 def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:

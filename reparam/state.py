@@ -4,7 +4,11 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+OF_TORCH = set(vars(nn.Module())) - {"training"}
+"""Where every module keeps its parameters, buffers, parts and hooks."""
 
 
 class State:
@@ -17,6 +21,11 @@ class State:
         self.containers = [
             (value, _copy(value)) for value in self.attributes.values() if _is_container(value)
         ]
+        self.tensors = [
+            (name, tensor, tensor._version, tensor.detach().clone())
+            for name, value in self.attributes.items()
+            for tensor in _tensors(name, value)
+        ]
 
     def restore(self) -> str | None:
         """Put all back; the name of an attribute that was changed, if one was."""
@@ -28,6 +37,10 @@ class State:
                     changed += [n for n, value in self.attributes.items() if value is container]
                 container.clear()
                 getattr(container, "extend" if type(container) is list else "update")(content)
+        for name, tensor, version, content in self.tensors:
+            if tensor._version != version:
+                changed.append(name)
+                tensor.detach().copy_(content)
         for name in changed:
             if name in self.attributes:
                 now[name] = self.attributes[name]
@@ -86,3 +99,17 @@ def _items(container: Any) -> Iterator[Any]:
         pairs = cast("dict[Any, Any]", container).items()
         return ((key, id(value)) for key, value in pairs)
     return (id(value) for value in container)
+
+
+def plain_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors that modules hold beside parameters and buffers, be it in lists."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            yield from _tensors(name, value)
+
+
+def _tensors(name: str, value: Any) -> list[Tensor]:
+    """The tensors of an attribute that is the user's own."""
+    if name in OF_TORCH or not isinstance(value, Tensor | list | tuple | dict):
+        return []
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

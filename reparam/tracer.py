@@ -65,6 +65,7 @@ class Tracer(fx.Tracer):
         self.tensors: dict[str, Tensor] = {}
         self.examples = ExampleValues(self._attribute, inputs or {})
         self._names: dict[int, str] = {}
+        self._given: dict[int, tuple[Tensor, int]] = {}
         self._held: dict[fx.Node, fx.Node] = {}
         self._autocast = _autocast()
 
@@ -87,6 +88,8 @@ class Tracer(fx.Tracer):
             changed = before.restore()
         if changed:
             raise TraceError(f"it changes its attribute {changed!r}")
+        if any(tensor._version != version for tensor, version in self._given.values()):
+            raise TraceError("it writes to a tensor that it made, after it was read")
         return graph
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -104,6 +107,8 @@ class Tracer(fx.Tracer):
         if type(a) is TensorProxy or type(a) is AttributeProxy:
             return a.node
         kind = cast("Any", type(a))
+        if kind is Tensor:
+            self._given.setdefault(id(a), (a, a._version))
         if is_dataclass(a) and not isinstance(a, type):  # some are dictionaries as well
             computed = hasattr(kind, "__post_init__") and dict not in kind.__mro__
             if computed or not all(field.init for field in fields(a)):

@@ -1,0 +1,63 @@
+"""The floating-point dtypes of a traced graph, as far as the names of its calls tell."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam import known
+from reparam.capture import Capture
+
+CASTS = {
+    "half": torch.float16, "float": torch.float32, "double": torch.float64,
+    "bfloat16": torch.bfloat16, "int": torch.int32, "long": torch.int64, "bool": torch.bool,
+    "argmax": torch.int64, "argmin": torch.int64, **dict.fromkeys(known.COMPARISONS, torch.bool),
+}  # fmt: skip
+"""What calls of these names return, whatever they are given."""
+
+
+def dtypes_of(capture: Capture) -> dict[fx.Node, torch.dtype | None]:
+    """The dtype of each result, inputs being of that of the weights; None where it is not told."""
+    floats = [tensor.dtype for tensor in capture.root.parameters() if tensor.is_floating_point()]
+    dtypes: dict[fx.Node, torch.dtype | None] = {}
+    for node in capture.graph.nodes:
+        if node.op == "placeholder":
+            dtypes[node] = floats[0] if floats else torch.get_default_dtype()
+        elif node.op in ("get_attr", "call_module"):
+            content = capture.attribute(str(node.target))
+            own = [content] if isinstance(content, Tensor) else []
+            held = own or [*getattr(content, "parameters", tuple)()]
+            dtypes[node] = held[0].dtype if held else _common(node, dtypes)
+        else:
+            dtypes[node] = _of_call(node, dtypes)
+    return dtypes
+
+
+def _of_call(node: fx.Node, dtypes: dict[fx.Node, torch.dtype | None]) -> torch.dtype | None:
+    name = known.name(node.target)
+    if name in CASTS and not node.args[1:2] * (name not in known.COMPARISONS):
+        return CASTS[name]
+    asked: list[Any] = [node.kwargs.get("dtype")]
+    if name in ("to", "type", "type_as"):
+        asked += [*node.args[1:], node.kwargs.get("other")]
+    for argument in asked:
+        if isinstance(argument, torch.dtype):
+            return argument
+        if isinstance(argument, fx.Node):  # a tensor, or what was asked of one: its dtype
+            return dtypes.get(argument)
+    if known.writes(node) and isinstance(node.args[0], fx.Node):
+        return dtypes.get(node.args[0])
+    return _common(node, dtypes)
+
+
+def _common(node: fx.Node, dtypes: dict[fx.Node, torch.dtype | None]) -> torch.dtype | None:
+    """What the floating-point inputs of a call are promoted to."""
+    given = [dtypes.get(source) for source in node.all_input_nodes]
+    known_ones = [dtype for dtype in given if dtype is not None]
+    floating = [dtype for dtype in known_ones if dtype.is_floating_point] or known_ones
+    if len(known_ones) < len(given) or not floating:
+        return None
+    total = floating[0]
+    for dtype in floating[1:]:
+        total = torch.promote_types(total, dtype)
+    return total
