@@ -141,8 +141,7 @@ class ValueGraph:
 
     def __init__(self, symbols: SymbolTable) -> None:
         """Start empty."""
-        self.graph = fx.Graph()
-        self.symbols = symbols
+        self.graph, self.symbols = fx.Graph(), symbols
 
     def calls(self) -> Iterator[Call]:
         """All calls in order of execution, the graph's inputs included."""
@@ -245,9 +244,10 @@ class ValueGraph:
             )
             with self._insertion(expression.value, inputs, root):
                 call = self.apply(expression.value, inputs, options, root.node.name)
-            if call.shape is not None and root.shape is not None:
+            held = TensorFacts((), False, None) if expression.value.tensors() else None
+            if (found_out := call.shape or held) is not None and root.shape is not None:
                 # All of a rewrite is in the dtype of what it replaces, whatever it folds in.
-                call.node.meta["facts"] = replace(call.shape, dtype=root.shape.dtype)
+                call.node.meta["facts"] = replace(found_out, dtype=root.shape.dtype)
             built[id(expression)] = call
             new.append(call)
         return built[id(expression)]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import passes
 import reparam
 from reparam.verify import EXACT, relative_difference
 from tests.passes.alone import Net
@@ -216,3 +217,13 @@ def test_pieces_of_all_pixels() -> None:
     model = Net(lambda m, x: m.linear(x.flatten(0, 1).split(2)[0]).relu(), linear=nn.Linear(8, 8))
     model, x = model.double().eval(), drawn(0, 2, 5, 8)
     same(model, reparam.compile(model, x), x)
+
+
+def test_weights_keep_their_dtype_where_the_shape_of_their_input_is_not_known() -> None:
+    """Two folds, one after the other: the layer in between has no facts but its dtype."""
+    layers = {"norm": nn.GroupNorm(2, 8), "conv": nn.Conv1d(8, 8, 1, groups=8)}
+    model = Net(lambda net, x: (net.conv(net.norm(x)).permute(0, 1, 2) * 2).relu(), **layers)
+    fused = reparam.compile(model.eval(), passes=passes.DEFAULT)
+    assert {parameter.dtype for parameter in fused.parameters()} == {torch.float32}
+    x = drawn(0, 2, 8, 5).float()
+    torch.testing.assert_close(fused(x), model(x))
