@@ -1,5 +1,6 @@
 """The floating-point dtypes of a traced graph, as far as the names of its calls tell."""
 
+import functools
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def dtypes_of(capture: Capture) -> dict[fx.Node, torch.dtype | None]:
 
 def _of_call(node: fx.Node, dtypes: dict[fx.Node, torch.dtype | None]) -> torch.dtype | None:
     name = known.name(node.target)
-    if name in CASTS and not node.args[1:2] * (name not in known.COMPARISONS):
+    if name in CASTS:
         return CASTS[name]
     asked: list[Any] = [node.kwargs.get("dtype")]
     if name in ("to", "type", "type_as"):
@@ -57,7 +58,4 @@ def _common(node: fx.Node, dtypes: dict[fx.Node, torch.dtype | None]) -> torch.d
     floating = [dtype for dtype in known_ones if dtype.is_floating_point] or known_ones
     if len(known_ones) < len(given) or not floating:
         return None
-    total = floating[0]
-    for dtype in floating[1:]:
-        total = torch.promote_types(total, dtype)
-    return total
+    return functools.reduce(torch.promote_types, floating)

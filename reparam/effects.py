@@ -58,7 +58,7 @@ def fenced(capture: Capture) -> set[fx.Node]:
     nodes = list(capture.graph.nodes)
     written = {n: sources for n in nodes if (sources := _written(n, capture))}
     aliases = {n: _aliases(sources, n, capture) for n, sources in written.items()}
-    dtypes = dtypes_of(capture)
+    dtypes = dtypes_of(capture) if written else {}
     open_writes = {
         node
         for node, (shared, foreign) in aliases.items()
@@ -89,9 +89,7 @@ def _has_twin(
     that of a comparison is.
     """
     if node.op == "call_module":
-        own = type(capture.attribute(str(node.target))).__module__.startswith("torch.")
-        untraced = not own or str(node.target) in capture.untraced
-        return not untraced or all(map(depends_on_inputs, shared))
+        return _is_torchs_own(node, capture) or all(map(depends_on_inputs, shared))
     plain, options = out_of_place(node)
     name = plain if isinstance(plain, str) else plain.__name__
     if name in known.COMPARISONS or name.startswith(("logical", "bitwise")):
@@ -123,35 +121,22 @@ def copy_what_leaves(capture: Capture) -> None:
     memory = {path: capture.tensors[path].untyped_storage() for path in made}
     places = {path: storage.data_ptr() or path for path, storage in memory.items()}
     written = {leaf for node in graph.nodes if made for leaf in _written(node, capture)}
-    changed = {
-        p for p, several in made.items() if any(_leaves(n, written, capture) for n in several)
-    }
+    shared = {path: _aliases(several, None, capture)[0] for path, several in made.items()}
+    changed = {path for path in made if not written.isdisjoint(shared[path])}
     for path in changed:
         if any(places[path] == places[other] for other in made if other != path):
             name = type(capture.root).__name__
             raise UntracedError(name, "it writes to a tensor that it makes, and reads a view of it")
+    returned = {
+        source for node in graph.nodes if node.op == "output" for source in node.all_input_nodes
+    }
     for path, several in made.items():
-        if path in changed or any(_leaves(node, set(), capture) for node in several):
+        if path in changed or not returned.isdisjoint(shared[path]):
             with graph.inserting_after(several[0]):
                 fresh = graph.call_method("clone", (several[0],))
             for user in [user for node in several for user in node.users if user is not fresh]:
                 for node in several:
                     user.replace_input_with(node, fresh)
-
-
-def _leaves(node: fx.Node, written: set[fx.Node], capture: Capture) -> bool:
-    """Whether the memory of a tensor is among what is written to; or is returned, if nothing is."""
-    seen: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        alias = pending.pop()
-        returned = not written and any(user.op == "output" for user in alias.users)
-        if alias in written or returned:
-            return True
-        if alias not in seen:
-            seen.add(alias)
-            pending.extend(user for user in alias.users if alias in _shared(user, capture))
-    return False
 
 
 def _may_be_rewritten(node: fx.Node, shared: set[fx.Node], capture: Capture) -> bool:
@@ -184,8 +169,7 @@ def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
     """What a call writes to, or may."""
     if node.op == "call_module":
         module = capture.attribute(str(node.target))
-        own = type(module).__module__.startswith("torch.")
-        if own and str(node.target) not in capture.untraced:
+        if _is_torchs_own(node, capture):
             inplace = getattr(module, "inplace", False) and not has_meaning(module)
             return _read(node)[:1] if inplace else []
         return [] if has_meaning(module) else _read(node)
@@ -203,6 +187,12 @@ def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
         ("torch", "math", "_operator")
     )
     return _read(node) if foreign else []
+
+
+def _is_torchs_own(node: fx.Node, capture: Capture) -> bool:
+    """Whether a module is one of torch's, which writes to its input only if it is told to."""
+    own = type(capture.attribute(str(node.target))).__module__.startswith("torch.")
+    return own and str(node.target) not in capture.untraced
 
 
 def _read(node: fx.Node) -> list[fx.Node]:
@@ -225,7 +215,7 @@ def _seen(node: fx.Node, aliases: set[fx.Node], foreign: bool) -> bool:
 
 
 def _aliases(
-    written: list[fx.Node], writer: fx.Node, capture: Capture
+    written: list[fx.Node], writer: fx.Node | None, capture: Capture
 ) -> tuple[set[fx.Node], bool]:
     """Every node that may share memory with some, and whether the caller or the model holds it."""
     found: set[fx.Node] = set()
