@@ -25,9 +25,11 @@ PRIMES = ((211, 223, 227, 229, 233, 239), (337, 331, 317, 313, 311, 307))
 They rise and they fall, so that the smaller of two is not always the same one.
 """
 
-SMALL = (2, 3, 5, 7, 11, 13)
-"""Sizes that bounds do not cut to what they allow; a kernel may not fit into them."""
+SMALL = ((2, 3, 5, 7, 11, 13), (1,) * 6)
+"""Sizes that bounds do not cut to what they allow; a kernel may not fit into them.
 
+An axis of one is shorter than any cut, and is one that `squeeze` removes.
+"""
 
 MOST_PIECES = 4096
 """Of an axis that is longer, nobody wants to know all the pieces."""
@@ -74,27 +76,26 @@ def probe(
     longest = max((_at(size, free, large) for t in tensors for size in t.axes), default=0)
     if known.kind(target) in ("split", "unbind") and longest > MOST_PIECES:
         return None
-    first, second, big, small = (run(numbers) for numbers in (*PRIMES, large, SMALL))
-    made = [found(result, Tensor) for result in (first, second, big)]
-    ranks = [[tensor.ndim for tensor in tensors] for tensors in made]
-    if ranks[0] != ranks[1] or ranks[0] != ranks[2]:
+    first = run(PRIMES[0])
+    made = found(first, Tensor)
+    others = [(numbers, found(run(numbers), Tensor)) for numbers in (PRIMES[1], large, *SMALL)]
+    # Sizes too small for a kernel, or for so many pieces, are no evidence.
+    others = [at for at in others if at[0] not in SMALL or len(at[1]) == len(made)]
+    if any([t.ndim for t in result] != [t.ndim for t in made] for _, result in others):
         return None
-    tiny = found(small, Tensor)
-    others = [(large, made[2]), (SMALL, tiny if len(tiny) == len(made[0]) else None)]
     name = target if isinstance(target, str) else repr(target)
     call = (name, repr(mapped((args, kwargs), fx.Node, facts)))
     certain = all(tensor.dtype is not None for tensor in tensors)
     described: list[TensorFacts] = []
-    for index, pair in enumerate(zip(*made[:2], strict=True)):
+    for index, tensor in enumerate(made):
         axes: list[Size] = []
-        for axis, sizes in enumerate(zip(*(tensor.shape for tensor in pair), strict=True)):
-            size = _monomial(sizes, free)
-            for numbers, results in others:  # too small for a kernel is no evidence
-                if size is not None and results is not None:
-                    same = _at(size, free, numbers) == results[index].shape[axis]
-                    size = size if same else None
+        for axis, length in enumerate(tensor.shape):
+            lengths = [(numbers, result[index].shape[axis]) for numbers, result in others]
+            size = _monomial((length, lengths[0][1]), free)
+            if size is not None and any(_at(size, free, n) != length for n, length in lengths):
+                size = None
             axes.append(size or symbols.derived((*call, index, axis)))
-        dtype = pair[0].dtype if certain or not pair[0].is_floating_point() else None
+        dtype = tensor.dtype if certain or not tensor.is_floating_point() else None
         described.append(TensorFacts(tuple(axes), True, dtype))
     return _arranged(first, iter(described))
 

@@ -216,6 +216,22 @@ def test_a_bound_on_a_size_is_not_the_size(target: Any) -> None:
     assert found is None or not found.axes[0].known
 
 
+@pytest.mark.parametrize("bound", [slice(2), slice(-2, None), slice(1, 3)])
+def test_an_axis_of_any_length_may_be_shorter_than_a_cut(bound: slice) -> None:
+    """Of an axis of one element the last two are one."""
+    p = Probed()
+    found = p(operator.getitem, p.tensor(3, p.symbols.fresh()), (slice(None), bound))
+    assert found.axes[0] == Size(3)
+    assert not found.axes[1].known
+
+
+def test_an_axis_that_may_be_squeezed_away_leaves_the_rank_unknown() -> None:
+    p = Probed()
+    b, h = (p.symbols.fresh() for _ in range(2))
+    assert p(torch.squeeze, p.tensor(3, b, 1, h)) is None
+    assert p(torch.squeeze, p.tensor(3, b, 1, h), 2).axes == (Size(3), b, h)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int32, None])
 def test_a_dtype_is_known_where_those_of_all_inputs_are(dtype: torch.dtype | None) -> None:
     p = Probed()
