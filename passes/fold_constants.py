@@ -32,13 +32,15 @@ SMALL = 2**20
 @rewrite
 def fold_constants(call: Call) -> Replace | None:
     """Evaluate a call of constants, or the constants that a layer computes its weights from."""
-    value, inputs = call.value, call.inputs
+    value = call.value
     if call.constant_operations:
         return Replace(value, *call.arguments)
-    if not isinstance(value, Opaque) or not value.pure or not inputs:
+    if not isinstance(value, Opaque) or not value.pure:
         return None
+    inputs = call.inputs
     contents = [source.value.content for source in inputs if isinstance(source.value, Constant)]
-    if len(contents) < len(inputs) or not all(isinstance(c, Tensor) for c in contents):
+    every = 0 < len(inputs) == len(contents)
+    if not every or not all(isinstance(c, Tensor) for c in contents):
         return None
 
     def content(source: Call) -> Pair:

@@ -40,7 +40,7 @@ def fold_transposed(call: Call) -> Replace | None:
     require(len(source.readers) == 1, "something else reads the convolution before it", source.name)
     require(same_dtype(source, call), "the dtypes differ")
     if isinstance(value, Sum):
-        ones = torch.ones(conv.out_channels, dtype=torch.float64, device=conv.weight.device)
+        ones = conv.weight.new_ones(conv.out_channels, dtype=torch.float64)
         scale = affine(ones * value.coefficients[0], None, conv.n)
     else:
         scale = as_convolution(value, None)

@@ -1,6 +1,6 @@
 """A compiler for structural re-parameterization: `fused = reparam.compile(model)`."""
 
-from reparam.compiler import compile  # noqa: A004 - the name that users of a compiler look for
+from reparam.compiler import compile, prove  # noqa: A004 - the name that users look for
 from reparam.errors import (
     CaptureError,
     Declined,
@@ -41,6 +41,7 @@ __all__ = [
     "default_passes",
     "export_onnx",
     "lift",
+    "prove",
     "report",
     "require",
     "rewrite",

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from reparam.errors import require
+from reparam.errors import Declined, require
 from reparam.functions import Sides
 from reparam.values import BatchNorm, Conv
 from reparam.verify import ROUNDING
@@ -21,8 +21,10 @@ from reparam.verify import ROUNDING
 
 def exact(conv: Conv) -> Conv:
     """The same convolution with its tensors in float64, in which all folding is done."""
-    tensors = {name: getattr(conv, name) for name in ("weight", "bias", "border")}
-    return replace(conv, **{name: None if t is None else t.double() for name, t in tensors.items()})
+    tensors = (conv.weight, conv.bias, conv.border)
+    weight, bias, border = (None if tensor is None else tensor.double() for tensor in tensors)
+    assert weight is not None
+    return replace(conv, weight=weight, bias=bias, border=border)
 
 
 def affine(
@@ -34,8 +36,7 @@ def affine(
 
 def identity_like(conv: Conv, coefficient: float) -> Conv:
     """`coefficient * x` as a convolution over the input channels of another."""
-    ones = torch.ones(conv.in_channels, dtype=conv.weight.dtype, device=conv.weight.device)
-    return affine(ones * coefficient, None, conv.n)
+    return affine(conv.weight.new_ones(conv.in_channels) * coefficient, None, conv.n)
 
 
 def batch_norm_affine(norm: BatchNorm) -> Conv:
@@ -90,6 +91,9 @@ class Grid:
 
 def embed_kernel(conv: Conv, grid: Grid) -> Conv:
     """The same map with its kernel set into a larger or finer grid; the padding grows with it."""
+    before = tuple(low for low, _ in conv.padding)
+    if (before, conv.kernel, conv.dilation) == (grid.before, grid.taps, grid.dilation):
+        return conv
     if conv.kernel == grid.taps:
         return replace(conv, padding=_grown_padding(conv, grid), dilation=grid.dilation)
     weight = conv.weight.new_zeros(*conv.weight.shape[:2], *grid.taps)
@@ -121,7 +125,8 @@ def sum_grid(a: Conv, b: Conv) -> Grid:
         Declined: if the two do not sample one input in one way, whatever its size.
     """
     require(a.n == b.n, "the branches differ in their number of spatial axes")
-    require(a.stride == b.stride, f"the branches differ in stride, {a.stride} and {b.stride}")
+    if a.stride != b.stride:
+        raise Declined(f"the branches differ in stride, {a.stride} and {b.stride}")
     channels = (a.in_channels, a.out_channels) == (b.in_channels, b.out_channels)
     require(channels, "the branches differ in channels")
     padded = [conv for conv in (a, b) if conv.padded]
@@ -241,15 +246,9 @@ def added_shape(a: Conv, b: Conv) -> Conv:
     groups = gcd(a.groups, b.groups)
     border, mode = (a.border, a.padding_mode) if a.padded else (b.border, b.padding_mode)
     shape = (a.out_channels, a.in_channels // groups, *grid.taps)
-    return replace(
-        numberless(a, shape),
-        bias=b.bias if a.bias is None else a.bias,
-        padding=_grown_padding(a, grid),
-        dilation=grid.dilation,
-        groups=groups,
-        border=border,
-        padding_mode=mode,
-    )
+    weight = a.weight.new_zeros(()).expand(shape)
+    bias, padding = b.bias if a.bias is None else a.bias, _grown_padding(a, grid)
+    return Conv(weight, bias, a.stride, padding, grid.dilation, groups, mode, border)
 
 
 def border_bias(conv: Conv) -> Tensor | None:
@@ -277,10 +276,9 @@ def equal_borders(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         other = b if a is None else a
         return other is None or not bool(other.any())
-    return not bool(significant(a - b, a, b).any())
+    return not bool(significant(a, b).any())
 
 
-def significant(difference: Tensor, *operands: Tensor) -> Tensor:
-    """A difference, with zero where it is no more than what float64 rounds its operands by."""
-    scale = torch.stack([operand.abs() for operand in operands]).amax(0)
-    return torch.where(difference.abs() <= ROUNDING * scale, 0.0, difference)
+def significant(a: Tensor, b: Tensor) -> Tensor:
+    """`a - b`, with zero where float64 rounding alone may tell the two apart."""
+    return torch.where(torch.isclose(a, b, rtol=ROUNDING, atol=0.0), 0.0, a - b)

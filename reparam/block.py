@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from reparam import known
 from reparam.capture import Capture, capture, modules_of
-from reparam.driver import Driver, Listener
+from reparam.driver import Driver, Listener, Verify
 from reparam.effects import copy_what_leaves
 from reparam.errors import TrainingModeError, UntracedError
 from reparam.foreign import FxPass, run_foreign
@@ -35,7 +35,7 @@ class Options:
     """How to compile a model, and each of its parts."""
 
     passes: tuple[Pass, ...]
-    verify: bool
+    verify: Verify
     listener: Listener
     path: str = ""
 
@@ -47,6 +47,7 @@ class Block:
         fused: the result.
         remarks: about it and its parts, by their paths in it.
         unchecked: rewrites that hold no numbers to check.
+        seconds_proving: how long the proofs took.
         before, after: its operators, those of compiled parts among them.
     """
 
@@ -67,6 +68,7 @@ class Block:
         self.options = options
         self.remarks: list[Remark] = []
         self.unchecked = 0
+        self.seconds_proving = 0.0
         self.fused: nn.Module
         self.before: Counts
         self.after: Counts
@@ -95,9 +97,10 @@ class Block:
                 driver = Driver(values, rewrites, self.options.verify, self._say)
                 driver.run()
                 self.unchecked += driver.unchecked
+                self.seconds_proving += driver.seconds_proving
             for foreign in members[len(rewrites) :]:
                 captured, values, remark = run_foreign(
-                    cast("FxPass", foreign), captured, values, example, self.options.verify
+                    cast("FxPass", foreign), captured, values, example, bool(self.options.verify)
                 )
                 self._say(remark)
         fused = lower(values, captured, self._compiled_parts(captured))
@@ -158,6 +161,7 @@ class Block:
         if not any(remark.kind == "applied" for remark in block.remarks):
             return {}
         self.unchecked += block.unchecked
+        self.seconds_proving += block.seconds_proving
         self._parts.append(block)
         return {id(part): block.fused}
 

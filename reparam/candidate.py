@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
-from reparam.cost import FREE, Cost, cost
+from reparam.cost import Cost, cost
 from reparam.expansion import diagonal
 from reparam.graph import Call
 from reparam.terms import Group, Term, extra_madds, grouped, joined
@@ -39,10 +39,8 @@ class Candidate:
     @cached_property
     def before(self) -> Cost:
         """What goes, per pixel of the root."""
-        total = FREE
-        for call, pixels in self.removed.items():
-            total += call_cost(call, self._channels, pixels)
-        return total
+        gone = [call_cost(c, self._channels, pixels) for c, pixels in self.removed.items()]
+        return Cost(self.operations, sum(one.madds for one in gone))
 
     @cached_property
     def after(self) -> Cost:
@@ -56,7 +54,7 @@ class Candidate:
         conv = next(convs, None)
         return conv.out_channels if conv is not None else 1
 
-    @cached_property
+    @property
     def most_gained(self) -> float:
         """A bound of the operations gained: as if all maps of each tensor became one."""
         convs = sum(any(t.convolutions for t in terms) for terms in self.terms.values())

@@ -33,9 +33,7 @@ class Capture:
     graph: fx.Graph
     untraced: dict[str, str]
     tensors: dict[str, Tensor]
-    _looked_up: dict[str, Any] = field(
-        default_factory=dict[str, Any], init=False, repr=False, compare=False
-    )
+    _looked_up: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     def attribute(self, path: str) -> Any:
         """What a path of the graph leads to; asked often, while nothing of the model changes."""
@@ -43,6 +41,19 @@ class Capture:
             own = path in self.tensors
             self._looked_up[path] = self.tensors[path] if own else attribute_at(self.root, path)
         return self._looked_up[path]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The traced call that a value was transcribed from.
+
+    Attributes:
+        node: the traced call.
+        inputs: which of its arguments the value is applied to; the others are constants.
+    """
+
+    node: fx.Node
+    inputs: tuple[fx.Node, ...]
 
 
 def modules_of(model: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -137,6 +148,6 @@ def capture(
         name = f"{type(model).__name__}.{method}"
         raise UntracedError(name, explained(model, error)) from error
     kept = bind(graph, parameters, dir(model), tensors, others)
-    captured = Capture(model, graph, tracer.untraced, tracer.tensors | kept)
+    captured = Capture(model, graph, tracer.untraced, tracer.tensors | kept, tracer.called)
     rebind(graph, captured.attribute)
     return captured

@@ -1,20 +1,24 @@
 """The compiler's entry: compile, verify, report."""
 
 import gc
+import time
+import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import fx, nn
 
 from reparam.block import Block, Options
 from reparam.bound import Bound, Entry
 from reparam.capture import checked
-from reparam.driver import Listener
+from reparam.driver import Listener, Verify
 from reparam.errors import CaptureError, PassError, ReparamError
 from reparam.interface import add_methods
 from reparam.pipelines import Pass, default_passes
-from reparam.report import Remark, Report, Verification, attach
+from reparam.report import Remark, Report, Verification, attach, report
 from reparam.rewrite import Rewrite
 from reparam.verify import verify as verify_models
 from reparam.wrappers import materialised, unwrapped
@@ -25,7 +29,7 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
     example_inputs: Any = None,
     *,
     passes: Sequence[Pass] | None = None,
-    verify: bool = True,
+    verify: Verify = True,
     remarks: Listener | None = None,
     constants: Mapping[str, Any] | None = None,
     methods: Sequence[str] | Mapping[str, Any] = (),
@@ -41,7 +45,8 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
             on sizes can be traced; the result asserts that its inputs take the same branches.
         passes: rewrites (`reparam.rewrite`) and plain torch.fx passes, in order;
             `default_passes()` if None.
-        verify: whether to check each rewrite in float64 before it is made, and the whole.
+        verify: whether to check each rewrite in float64 before it is made, and the whole;
+            "proof" to prove each over a finite field as well, which takes longer.
         remarks: called with each `Remark` as it is made.
         constants: arguments of the forward that never change, by name: tensors, or plain values.
             What depends on nothing else is computed once, and tensors are no inputs of the result.
@@ -60,12 +65,68 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
         VerificationError: if the whole result differs from the model.
     """
     chosen = _checked_passes(passes)
-    if verify not in (True, False):
-        raise ReparamError(f"verify is True or False, not {verify!r}")
-    model = materialised(unwrapped(checked(model)))
+    if verify not in (True, False, "proof"):
+        raise ReparamError(f'verify is True, False or "proof", not {verify!r}')
+    given = weakref.ref(checked(model))
+    model = materialised(unwrapped(model))
     options = Options(chosen, verify, remarks or _ignore)
     with _uncollected():
-        return _compiled(model, options, example_inputs, constants, methods)
+        fused = _compiled(model, options, example_inputs, constants, methods)
+    _records[fused] = _Record(given, chosen, example_inputs, constants, methods)
+    return fused
+
+
+@dataclass(frozen=True)
+class _Record:
+    """How a model was compiled, without a hold on the model."""
+
+    model: weakref.ref[nn.Module]
+    passes: tuple[Pass, ...]
+    example_inputs: Any
+    constants: Mapping[str, Any] | None
+    methods: Sequence[str] | Mapping[str, Any]
+
+
+_records: weakref.WeakKeyDictionary[nn.Module, _Record] = weakref.WeakKeyDictionary()
+
+
+def prove(fused: nn.Module) -> Report:
+    """Prove each rewrite that made a compiled model, over a finite field.
+
+    Where it was compiled with `verify="proof"`, its report has the proofs. Otherwise the compile is
+    done once more, with them, from the model that it came from.
+
+    Returns:
+        The report with a proof for each rewrite, or the reason why it is checked in float64 only.
+
+    Raises:
+        ReparamError: if it was not compiled, if there is no record of how, or if it or the model
+            was changed since.
+    """
+    told = report(fused)
+    if told.verification.mode == "proof":
+        return told
+    record = _records.get(fused)
+    model = None if record is None else record.model()
+    if record is None or model is None:
+        raise ReparamError(
+            'there is no record of the model that it came from; compile it with verify="proof"'
+        )
+    again = compile(
+        model,
+        record.example_inputs,
+        passes=record.passes,
+        verify="proof",
+        constants=record.constants,
+        methods=record.methods,
+    )
+    state, other = fused.state_dict(), again.state_dict()
+    same = state.keys() == other.keys() and all(torch.equal(state[k], other[k]) for k in state)
+    if not same:
+        raise ReparamError(
+            'it, or the model that it came from, was changed since; compile with verify="proof"'
+        )
+    return report(again)
 
 
 def _compiled(
@@ -76,7 +137,7 @@ def _compiled(
     methods: Sequence[str] | Mapping[str, Any],
 ) -> nn.Module:
     """Compile a model and its further methods, and verify them."""
-    verify = options.verify
+    verify, begun = options.verify, time.perf_counter()
     block = Block(model, options, example_inputs, constants)
     fused = block.fused
     whole = None
@@ -94,7 +155,7 @@ def _compiled(
         added[method] = cast("fx.GraphModule", entry.fused)
     if isinstance(fused, fx.GraphModule):
         add_methods(fused, added)
-    attach(fused, _report(block, verify, whole))
+    attach(fused, _report(block, verify, whole, time.perf_counter() - begun))
     return fused
 
 
@@ -149,16 +210,26 @@ def _verified(model: nn.Module, fused: nn.Module, example_inputs: Any) -> str:
     return str(equivalence)
 
 
-def _report(block: Block, verified: bool, whole: str | None) -> Report:
+def _report(block: Block, verify: Verify, whole: str | None, seconds: float) -> Report:
     by_kind = {
         kind: tuple(remark for remark in block.remarks if remark.kind == kind)
         for kind in ("applied", "missed", "analysis")
     }
-    errors = [remark.error for remark in by_kind["applied"] if remark.error is not None]
-    mode = "float64" if verified and not block.unchecked else "unverified"
+    applied = by_kind["applied"]
+    errors = [remark.error for remark in applied if remark.error is not None]
+    proven = [remark for remark in applied if remark.proof is not None and remark.proof.proven]
+    mode = "proof" if verify == "proof" else "float64"
     return Report(
         **by_kind,
         before=block.before,
         after=block.after,
-        verification=Verification(mode, len(errors), max(errors, default=0.0), whole),
+        verification=Verification(
+            mode if verify and not block.unchecked else "unverified",
+            len(errors),
+            max(errors, default=0.0),
+            whole,
+            len(proven),
+            seconds if mode == "proof" else 0.0,
+            block.seconds_proving,
+        ),
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import equal_borders, respond, significant, tap_slice, widen_groups
-from reparam.errors import require
+from reparam.errors import Declined, require
 from reparam.functions import Sides
 from reparam.values import Conv
 
@@ -115,8 +115,9 @@ def composed_border(outer: Conv, inner: Conv) -> tuple[Sides, str, Tensor | None
     strides = zip(inner.padding, inner.stride, outer.padding, strict=True)
     padding = tuple((a + s * c, b + s * d) for (a, b), s, (c, d) in strides)
     if not outer.padded:
-        zeros = inner.padding_mode == "zeros" or not outer.cropped
-        require(zeros, f"a crop of what is padded in mode {inner.padding_mode!r} is not merged")
+        if outer.cropped and inner.padding_mode != "zeros":
+            reason = f"a crop of what is padded in mode {inner.padding_mode!r} is not merged"
+            raise Declined(reason)
         return padding, inner.padding_mode, inner.border
     if outer.padding_mode != "zeros":
         reason = f"padding in mode {outer.padding_mode!r} commutes with a pointwise map alone"
@@ -144,7 +145,7 @@ def _border_before(inner: Conv, border: Tensor | None) -> Tensor | None:
     bias = (
         torch.zeros_like(inner.weight[:, 0].flatten(1)[:, 0]) if inner.bias is None else inner.bias
     )
-    wanted = -bias if border is None else significant(border - bias, border, bias)
+    wanted = -bias if border is None else significant(border, bias)
     if not bool(wanted.any()):
         return None
     require(inner.depthwise, "its bias meets the zero padding of the next kernel")

@@ -1,9 +1,11 @@
 """Run passes over a graph of values until nothing changes. The only place that edits the graph."""
 
 import bisect
+import functools
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from torch import fx
 
@@ -13,15 +15,20 @@ from reparam.cost import Cost, cost
 from reparam.effects import makes_memory, written_later
 from reparam.errors import Declined, Rejected, first_line, require
 from reparam.graph import Apply, Call, Expression, ValueGraph, leaves
-from reparam.operators import ConvTranspose, Norm
+from reparam.naming import effect, layer_name, layer_names
 from reparam.precision import require_representable
+from reparam.proof import Proof
+from reparam.prove import prove_rewrite
 from reparam.region import LONGEST
 from reparam.report import Remark
 from reparam.rewrite import Replace, Rewrite
 from reparam.traits import Traits
-from reparam.values import BatchNorm, Conv, Layout, Value
+from reparam.values import Layout, Value
 
 Listener = Callable[[Remark], None]
+
+Verify = bool | Literal["proof"]
+"""Whether each rewrite is checked in float64, and "proof" for a proof beside that."""
 
 
 class _Queue:
@@ -82,10 +89,11 @@ class Driver:
     Attributes:
         remarks: what was applied, and at the end what was missed.
         unchecked: rewrites that hold no numbers to check, on the meta device.
+        seconds_proving: how long the proofs took.
     """
 
     def __init__(
-        self, values: ValueGraph, passes: tuple[Rewrite, ...], verify: bool, listener: Listener
+        self, values: ValueGraph, passes: tuple[Rewrite, ...], verify: Verify, listener: Listener
     ) -> None:
         """Take the graph, the passes in their order, and who is told of each remark."""
         self.values = values
@@ -94,13 +102,14 @@ class Driver:
         self.listener = listener
         self.remarks: list[Remark] = []
         self.unchecked = 0
+        self.seconds_proving = 0.0
         self._missed: dict[Call, dict[str, tuple[str, str | None]]] = {}
         self._told: set[tuple[str, str]] = set()
         self._queue = _Queue(passes)
 
     def run(self) -> list[Remark]:
         """Rewrite until no pass has anything left to do."""
-        self._enqueue(self.values.calls())
+        self._enqueue(reversed([*self.values.calls()]))
         while (task := self._queue.pop()) is not None:
             call, order = task
             if call.node._erased:
@@ -151,10 +160,9 @@ class Driver:
             own = makes_memory(expression) or not written_later(root)
             require(own, "its result may be written to, and has to be a tensor of its own")
         dead = self.values.dead_after(rewrite)
+        gone = sorted(dead)
         parts = list(_applications(rewrite))
-        kept = Traits()
-        for gone in dead:
-            kept |= gone.traits
+        kept = functools.reduce(Traits.__or__, {call.traits for call in dead})
         old = _measure((c.value, c.traits.convolution) for c in dead)
         old += Cost(sum(c.constant_operations for c in dead), 0)
         new = _measure((part.value, kept.convolution) for part in parts)
@@ -162,11 +170,12 @@ class Driver:
         root = next(iter(rewrite))
         dtype = None if root.shape is None else root.shape.dtype
         require_representable([part.value for part in parts], dtype)
-        error = self._checked(rewrite, parts, dead)
-        name = _name(call, dead)
-        message = _effect(call, name, dead)
-        around = {reader for c in dead for source in c.inputs for reader in _near(source)}
-        replaced = _layer_names(dead)
+        error, proof = self._checked(rule, call, rewrite, [*parts, *dead])
+        name = layer_name(call, gone)
+        message = effect(call, name, gone)
+        sources = {source for c in dead for source in c.inputs} - dead
+        around = {reader for source in sources for reader in _near(source)}
+        replaced = layer_names(gone)
         made = self.values.replace(rewrite, dead)
         holding = sorted(fresh for fresh in made if fresh.value.tensors())
         same = len(holding) == len(replaced)
@@ -174,20 +183,30 @@ class Driver:
             fresh.node.meta["path"] = path
         for fresh in made:
             fresh.node.meta["traits"] = kept
-        for gone in dead:
-            self._missed.pop(gone, None)
-        self._say("applied", rule.name, name, message, None, error)
+        for c in dead:
+            self._missed.pop(c, None)
+        self._say("applied", rule.name, name, message, None, error, proof)
         near = {*made, *around, *_downstream({*made, *leaves(rewrite.values())})}
         self._enqueue(c for c in near if not c.node._erased)
 
     def _checked(
-        self, rewrite: dict[Call, Expression], parts: list[Apply], dead: set[Call]
-    ) -> float | None:
-        values = [*(part.value for part in parts), *(call.value for call in dead)]
-        if any(tensor.is_meta for value in values for tensor in value.tensors()):
+        self,
+        rule: Rewrite,
+        call: Call,
+        rewrite: dict[Call, Expression],
+        parts: list[Apply | Call],
+    ) -> tuple[float | None, Proof | None]:
+        """The largest difference in float64, and the proof, as far as they are wanted."""
+        if any(tensor.is_meta for part in parts for tensor in part.value.tensors()):
             self.unchecked += 1
-            return None
-        return check(rewrite) if self.verify else None
+            return None, None
+        error = check(rewrite) if self.verify else None
+        if self.verify != "proof":
+            return error, None
+        begun = time.perf_counter()
+        proof = prove_rewrite(rule, call, rewrite)
+        self.seconds_proving += time.perf_counter() - begun
+        return error, proof
 
     def _say(
         self,
@@ -197,8 +216,9 @@ class Driver:
         message: str,
         blocker: str | None,
         error: float | None = None,
+        proof: Proof | None = None,
     ) -> None:
-        remark = Remark(kind, rule, call, message, blocker, error)
+        remark = Remark(kind, rule, call, message, blocker, error, proof)
         if kind == "missed" and (call, message) in self._told:
             return
         self._told.add((call, message))
@@ -242,53 +262,12 @@ def _measure(values: Iterable[tuple[Value, bool]]) -> Cost:
 
     With each value, whether it runs as a convolution even if it only scales and shifts.
     """
-    total = Cost(0, 0)
+    operations = elements = 0.0
     for value, layer in values:
-        elements = sum(tensor.numel() for tensor in value.tensors())
-        total += Cost(cost(value, 0, layer=layer).operations, elements)
-    return total
+        operations += cost(value, 0, layer=layer).operations
+        elements += sum(tensor.numel() for tensor in value.tensors())
+    return Cost(operations, elements)
 
 
 def _size(measure: Cost) -> str:
     return f"{measure.operations:g} operations with {measure.madds:,.0f} weights"
-
-
-def _holders(calls: set[Call]) -> list[Call]:
-    """The calls that hold weights."""
-    kinds = Conv | BatchNorm | Norm | ConvTranspose
-    return sorted(call for call in calls if isinstance(call.value, kinds))
-
-
-def _name(root: Call, dead: set[Call]) -> str:
-    """A name for what replaces some calls.
-
-    It is that of the one convolution among them, whose weights it continues; of several, what the
-    names of all that held weights begin with.
-    """
-    holders = [call for call in _holders(dead) if call.node.meta.get("module", True)]
-    convs = [call for call in holders if isinstance(call.value, Conv)]
-    if len(convs) == 1:
-        return convs[0].name
-    shared: list[str] = []
-    for parts in zip(*(call.name.split(".") for call in holders), strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared) or next((call.name for call in holders), root.name)
-
-
-def _layer_names(dead: set[Call]) -> list[str]:
-    """The names of the convolutions among calls, which as many new layers go by."""
-    layers = [call for call in _holders(dead) if call.node.meta.get("module", True)]
-    return [call.name for call in layers if isinstance(call.value, Conv)]
-
-
-def _effect(root: Call, name: str, dead: set[Call]) -> str:
-    """What a rewrite did, by the names of what it took in."""
-    held = [call.name for call in _holders(dead)]
-    others = list(dict.fromkeys([*held, *(call.name for call in sorted(dead))]))
-    taken = [other for other in others if other != name]
-    if len(dead) == 1:
-        return f"{root.name} is gone"
-    more = f" and {len(taken) - 3} more" if len(taken) > 3 else ""
-    return f"{', '.join(taken[:3])}{more} into {name}"

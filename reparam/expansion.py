@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
+from torch import Tensor
+
 from reparam.algebra import input_columns
 from reparam.composition import composed_border, composed_madds
 from reparam.cost import conv_madds
@@ -14,19 +16,27 @@ from reparam.operators import AvgPool, Cat, ConvTranspose, Pad, Slice
 from reparam.terms import Term, composed, operand
 from reparam.values import BatchNorm, Conv, Sum
 
+NARROW = (Pad, Slice, AvgPool)
+"""Maps that don't say how many channels they are of."""
+
+AFFINE = (Conv, BatchNorm, Sum, Cat, *NARROW)
+"""The values that are linear maps with a shift, whatever their hyper-parameters."""
+
 
 def affine_call(call: Call) -> bool:
     """Whether a call computes a linear map with a shift."""
     value = call.value
-    if isinstance(value, ConvTranspose):
-        return max(value.stride) == 1
-    return isinstance(value, Conv | BatchNorm | Sum | Pad | Slice | AvgPool | Cat)
+    return isinstance(value, AFFINE) or (
+        isinstance(value, ConvTranspose) and max(value.stride) == 1
+    )
 
 
 def diagonal(call: Call) -> bool:
     """Whether a call scales and shifts channels and is no convolution: a batch norm, a scale."""
-    scale = isinstance(call.value, Conv) and call.value.affine and not call.traits.convolution
-    return scale or isinstance(call.value, BatchNorm)
+    value = call.value
+    if isinstance(value, Conv):
+        return value.affine and not call.traits.convolution
+    return isinstance(value, BatchNorm)
 
 
 def multiple(call: Call) -> bool:
@@ -51,11 +61,9 @@ def expanded_terms(
     if isinstance(value, Cat):
         return _columns(call, value, terms)
     (source,) = call.inputs
-    known = None if source.shape is None else source.shape.channels(getattr(value, "n", None) or 0)
-    wide = next((t.map.in_channels for t in terms if isinstance(t.map, Conv)), known)
-    held = (t.map.weight.device for t in terms if isinstance(t.map, Conv))
-    inner = as_convolution(value, wide, next(held, None))
-    skip = diagonal(call) or isinstance(value, Pad | Slice | AvgPool)
+    wide, like = _beside(source, value, terms) if isinstance(value, NARROW) else (None, None)
+    inner = as_convolution(value, wide, like)
+    skip = diagonal(call) or isinstance(value, NARROW)
     new: list[tuple[Call, Term]] = []
     for term in terms:
         if isinstance(term.map, Conv):
@@ -65,6 +73,16 @@ def expanded_terms(
         found = term.with_map(deeper) if skip else Term(deeper, paths, 0)
         new.append((source, found))
     return new
+
+
+def _beside(
+    source: Call, value: Pad | Slice | AvgPool, terms: tuple[Term, ...]
+) -> tuple[int | None, Tensor | None]:
+    """The channels that what it stands beside tells, or its input, and a weight to be like."""
+    conv = next((term.map for term in terms if isinstance(term.map, Conv)), None)
+    if conv is not None:
+        return conv.in_channels, conv.weight
+    return None if source.shape is None else source.shape.channels(value.n), None
 
 
 def _columns(call: Call, cat: Cat, terms: tuple[Term, ...]) -> list[tuple[Call, Term]]:
@@ -87,13 +105,10 @@ def _columns(call: Call, cat: Cat, terms: tuple[Term, ...]) -> list[tuple[Call, 
 
 def require_one_shape(call: Call) -> None:
     """A sum distributes over its operands if none of them is broadcast."""
-    shapes = [source.shape for source in call.inputs]
-    same = all(
-        shape is not None
-        and shapes[0] is not None
-        and shape.axes == shapes[0].axes
-        and shape.exact == shapes[0].exact
-        for shape in shapes
+    first, *others = [source.shape for source in call.inputs]
+    same = first is not None and all(
+        shape is not None and shape.axes == first.axes and shape.exact == first.exact
+        for shape in others
     )
     require(same, "the operands of the sum are not known to have one shape")
 

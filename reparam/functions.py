@@ -35,7 +35,7 @@ def convolve(
     """A convolution over n > 0 spatial axes of x, (..., channels, *spatial), without padding."""
     n = weight.ndim - 2
     depthwise = weight.shape[1] == 1 and groups == weight.shape[0] > weight[0].numel()
-    if x.dtype == torch.float64 and depthwise:
+    if type(x) is Tensor and x.dtype == torch.float64 and depthwise:
         return _convolve_taps(x, weight, bias, stride, dilation)
     return CONVOLUTIONS[n](x, weight, bias, stride, 0, dilation, groups)
 

@@ -17,18 +17,26 @@ from reparam.facts import Facts, TensorFacts
 from reparam.inference import facts_of
 from reparam.operators import Norm
 from reparam.sizes import SymbolTable
-from reparam.traits import Traits
+from reparam.traits import NONE, Traits
 from reparam.values import IDENTITY, BatchNorm, Conv, Layout, Opaque, Shape, Value
 
 INPUT = Opaque("input", reason="an input of the model")
 OUTPUT = Opaque("output", reason="an output of the model")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Call:
     """One application of a value, as passes see it. Two views of one node are equal."""
 
     node: fx.Node
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are views of one node."""
+        return type(other) is Call and other.node is self.node
+
+    def __hash__(self) -> int:
+        """That of the node."""
+        return hash(self.node)
 
     @property
     def value(self) -> Value:
@@ -81,7 +89,7 @@ class Call:
     @property
     def traits(self) -> Traits:
         """What its weights keep through a rewrite."""
-        return self.node.meta.get("traits", Traits())
+        return self.node.meta.get("traits", NONE)
 
     @property
     def constant_operations(self) -> int:
@@ -97,7 +105,7 @@ class Call:
     def shape(self) -> TensorFacts | None:
         """The facts, where the result is known to be a tensor."""
         facts = self.facts
-        return facts if isinstance(facts, TensorFacts) else None
+        return facts if type(facts) is TensorFacts else None
 
     def __lt__(self, other: "Call") -> bool:
         """Whether this one runs before the other."""
@@ -121,19 +129,6 @@ class Apply:
 
 
 Expression = Call | Apply
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """The traced call that a value was transcribed from.
-
-    Attributes:
-        node: the traced call.
-        inputs: which of its arguments the value is applied to; the others are constants.
-    """
-
-    node: fx.Node
-    inputs: tuple[fx.Node, ...]
 
 
 class ValueGraph:
@@ -184,6 +179,7 @@ class ValueGraph:
         for call in sorted(dead, reverse=True):
             self.graph.erase_node(call.node)
             self.forget(call.node)
+            call.node.meta.clear()
         return new
 
     def forget(self, node: fx.Node) -> None:
@@ -213,9 +209,8 @@ class ValueGraph:
         self, call: Call, dead: set[Call], rewrite: dict[Call, Expression]
     ) -> Iterator[tuple[Call, Call, Call]]:
         """Reads of a dead call's sizes: the reader, the call, and a tensor to read instead."""
-        for user in call.node.users:
-            reader = Call(user)
-            if call in rewrite or reader in dead or not isinstance(reader.value, Shape):
+        for reader in [Call(user) for user in call.node.users if isinstance(user.target, Shape)]:
+            if call in rewrite or reader in dead:
                 continue
             near = chain((_sized_by(call),), self.calls())
             alive = (c for c in near if c < reader and (c in rewrite or c not in dead))
@@ -297,4 +292,6 @@ def leaves(expressions: Iterable[Expression]) -> Iterator[Call]:
 
 def _facts(argument: Any) -> Any:
     """An argument with the facts of nodes in their place."""
+    if isinstance(argument, fx.Node):
+        return argument.meta.get("facts")
     return mapped(argument, fx.Node, lambda node: node.meta.get("facts"))

@@ -113,14 +113,14 @@ def _upsampled(value: ConvTranspose, axis: int, size: Size, symbols: SymbolTable
 def _broadcast(operands: list[Any]) -> Facts:
     """The facts of an elementwise operation. Numbers take part, unknown operands spoil it."""
     tensors = [operand for operand in operands if isinstance(operand, TensorFacts)]
-    others = [operand for operand in operands if not isinstance(operand, TensorFacts | float | int)]
-    if not tensors or others:
+    others = [operand for operand in operands if isinstance(operand, float | int)]
+    if not tensors or len(tensors) + len(others) < len(operands):
         return None
     result = tensors[0]
     for other in tensors[1:]:
+        if result.axes == other.axes and result.exact == other.exact:
+            continue
         if not (result.exact and other.exact):
-            if result.axes == other.axes and result.exact == other.exact:
-                continue
             return None
         rank = max(len(result.axes), len(other.axes))
         a, b = ((ONE,) * (rank - len(t.axes)) + t.axes for t in (result, other))
@@ -129,7 +129,8 @@ def _broadcast(operands: list[Any]) -> Facts:
             return None
         result = replace(result, axes=tuple(axes))
     dtypes = {tensor.dtype for tensor in tensors if tensor.axes or len(tensors) == 1}
-    return replace(result, dtype=dtypes.pop() if len(dtypes) == 1 else None)
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    return result if dtype == result.dtype else replace(result, dtype=dtype)
 
 
 def _wider(p: Size, q: Size) -> Size | None:

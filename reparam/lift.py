@@ -15,12 +15,12 @@ from torch import fx, nn
 
 from reparam import known, lift_functions, lift_layouts, lift_modules, lift_operators
 from reparam.arguments import found, mapped
-from reparam.capture import Capture
+from reparam.capture import Capture, Source
 from reparam.constants import Constants
 from reparam.effects import fenced, out_of_place
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
-from reparam.graph import Call, Source, ValueGraph, removable
+from reparam.graph import Call, ValueGraph, removable
 from reparam.learned import Learned, Learner, completed, given_facts, knows_more
 from reparam.lift_functions import Lifted
 from reparam.lift_layouts import layout_module, permutation, rank
@@ -256,8 +256,7 @@ class _Lifter:
     def _weight_dtype(self, node: fx.Node) -> torch.dtype | None:
         """The dtype of a convolution's weight in the model, however it is computed."""
         if node.op == "call_module":
-            parameters = self.capture.attribute(str(node.target)).parameters()
-            return next((p.dtype for p in parameters if p.is_floating_point()), None)
+            return next((p.dtype for p in self._tensors(node) if p.is_floating_point()), None)
         _, options = out_of_place(node)
         weight = options.get("weight", node.args[1] if len(node.args) > 1 else None)
         return self.constants.dtype(weight)

@@ -28,6 +28,9 @@ BATCH_NORM_AXES: dict[type[nn.Module], int | None] = {
 }
 
 
+REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+"""The dtypes of what can be folded."""
+
 Kinds = Mapping[type[nn.Module], Callable[[Any, int | None], Value | None]]
 """What each class of modules means."""
 
@@ -43,7 +46,7 @@ def module_value(module: nn.Module, axes: int | None, kinds: Kinds) -> Value | N
     Raises:
         Declined: if it is of a known kind but in a state that rules the value out.
     """
-    known = next((kind for kind in kinds if type(module).__mro__.count(kind)), None)
+    known: Any = next((kind for kind in type(module).__mro__ if kind in kinds), None)
     if known is None:
         return None
     own = type(module).forward is not known.forward or "forward" in vars(module)
@@ -67,7 +70,8 @@ def _conv(module: Any, axes: int | None) -> Value:
     conv = convolution(
         module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
     )
-    return replace(conv, padding_mode=module.padding_mode)
+    mode = module.padding_mode
+    return conv if mode == conv.padding_mode else replace(conv, padding_mode=mode)
 
 
 def _batch_norm(module: Any, axes: int | None) -> Value:
@@ -155,5 +159,5 @@ def _require_real(tensor: Any) -> None:
         return
     plain = isinstance(tensor, Tensor) and type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
     require(plain, "one of its tensors is computed, or of a class of its own")
-    real = tensor.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-    require(real, f"its tensors are {tensor.dtype}")
+    if tensor.dtype not in REAL:
+        raise Declined(f"its tensors are {tensor.dtype}")

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra import border_bias
 from reparam.arguments import found, mapped
-from reparam.capture import Capture, modules_of
+from reparam.capture import Capture, Source
 from reparam.effects import out_of_place
-from reparam.graph import Call, Source, ValueGraph
+from reparam.graph import Call, ValueGraph
 from reparam.lower_operators import (
     blank,
     copied,
@@ -46,7 +46,8 @@ class _Lowerer:
         self.copies: dict[Any, Any] = dict(parts)
         self.lowered: dict[fx.Node, fx.Node] = {}
         self.sources: dict[fx.Node, fx.Node] = {}
-        self.transient: set[str] = set()
+        self.transient: list[str] = []
+        self.training: list[str] = []
         self.paths = Paths(path for call in values.calls() for path in _own_paths(call))
 
     def run(self) -> fx.GraphModule:
@@ -59,16 +60,8 @@ class _Lowerer:
                 self._node(node)
         self.graph.lint()
         module = fx.GraphModule(self.attributes, self.graph, type(self.capture.root).__name__)
-        self._keep_modes(module)
-        self._keep_transience(module)
+        self._keep_states(module)
         return module
-
-    def _keep_transience(self, module: fx.GraphModule) -> None:
-        """Buffers that were not part of the state_dict do not become so."""
-        for path in self.transient:
-            owner, _, name = path.rpartition(".")
-            home: Any = module.get_submodule(owner)
-            home._non_persistent_buffers_set.add(name)
 
     def _node(self, node: fx.Node) -> Any:
         """The node that another has become. Sizes are read where they are used, as a trace does."""
@@ -86,12 +79,14 @@ class _Lowerer:
             return lowered
         return self.graph.call_method("clone", (lowered,))
 
-    def _keep_modes(self, module: fx.GraphModule) -> None:
-        """Evaluation mode, but for a module that was in training mode by itself."""
-        modes = {path: m.training for path, m in modules_of(module) if path in self.attributes}
+    def _keep_states(self, module: fx.GraphModule) -> None:
+        """Leave a module in training mode that was by itself, and a buffer out of state dicts."""
         module.eval()
-        for path, training in modes.items():
-            module.get_submodule(path).train(training)
+        for path in self.training:
+            module.get_submodule(path).train()
+        for path in self.transient:
+            owner, _, name = path.rpartition(".")
+            vars(module.get_submodule(owner))["_non_persistent_buffers_set"].add(name)
 
     def _call(self, call: Call) -> Any:
         value, args = call.value, call.node.args
@@ -148,14 +143,17 @@ class _Lowerer:
         kept = allowed(path)
         if kept not in self.attributes:
             content = duplicate(self.capture.attribute(path), self.copies)
-            if isinstance(content, nn.Module) and not as_it_is:
-                write_nothing(content)
             self._hold(kept, content)
+            if isinstance(content, nn.Module):
+                if content.training:
+                    self.training.append(kept)
+                if not as_it_is:
+                    write_nothing(content)
+                return kept
             owner, _, name = path.rpartition(".")
-            if name in getattr(
-                module_at(self.capture.root, owner), "_non_persistent_buffers_set", ()
-            ):
-                self.transient.add(kept)
+            home = module_at(self.capture.root, owner)
+            if name in getattr(home, "_non_persistent_buffers_set", ()):
+                self.transient.append(kept)
         return kept
 
     def _opaque(self, value: Opaque, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
@@ -194,10 +192,11 @@ class _Lowerer:
                 MODULES[conv.n], inner, out, conv.kernel, conv.stride, padding, conv.dilation,
                 conv.groups, bias=bias is not None, padding_mode=mode,
             )  # fmt: skip
-        module.weight = parameter(conv.weight, dtype, call)
-        if bias is not None:
-            module.bias = parameter(bias, dtype, call)
         self._hold(name, module)
+        # To set them as attributes, as a user would, takes much longer.
+        module._parameters["weight"] = parameter(conv.weight, dtype, call)
+        if bias is not None:
+            module._parameters["bias"] = parameter(bias, dtype, call)
         return self.graph.call_module(name, (x,))
 
     def _affine(self, name: str, conv: Conv, x: fx.Node, call: Call) -> fx.Node:

@@ -16,13 +16,13 @@ from reparam.operators import AvgPool, ConvTranspose, Norm, Pad, Slice
 from reparam.values import BatchNorm, Conv, Value
 
 
-def as_convolution(value: Value, channels: int | None, device: torch.device | None = None) -> Conv:
+def as_convolution(value: Value, channels: int | None, like: Tensor | None = None) -> Conv:
     """A linear map of one tensor as a convolution in float64.
 
     Args:
         value: a convolution, transposed or not, batch norm, padding, slice or average pooling.
         channels: of its input, where the value does not say.
-        device: of what it stands beside, likewise.
+        like: a float64 tensor of what it stands beside, on whose device it is made.
 
     Raises:
         Declined: if it is none at the border, or if the number of channels is not known.
@@ -38,26 +38,30 @@ def as_convolution(value: Value, channels: int | None, device: torch.device | No
     require(channels is not None, "the number of channels is not known")
     assert channels is not None
     if isinstance(value, Pad):
-        return _pad_convolution(value, channels, device)
+        return _pad_convolution(value, channels, like)
     if isinstance(value, Slice):
-        return _slice_convolution(value, channels, device)
+        return _slice_convolution(value, channels, like)
     assert isinstance(value, AvgPool), "nothing else is a convolution"
-    return _average_convolution(value, channels, device)
+    return _average_convolution(value, channels, like)
 
 
-def _pad_convolution(pad: Pad, channels: int, device: torch.device | None) -> Conv:
+def _pad_convolution(pad: Pad, channels: int, like: Tensor | None) -> Conv:
     """The identity, padded."""
-    weight = torch.ones(channels, 1, *(1,) * pad.n, dtype=torch.float64, device=device)
+    weight = _ones((channels, 1, *(1,) * pad.n), like)
     border = None if pad.border is None else pad.border.double().expand(channels)
     mode, padding = pad.padding_mode, pad.padding
     return Conv(weight, None, (), padding, (), channels, mode, border)
 
 
-def _slice_convolution(rows: Slice, channels: int, device: torch.device | None) -> Conv:
+def _slice_convolution(rows: Slice, channels: int, like: Tensor | None) -> Conv:
     """The identity, at some rows."""
-    weight = torch.ones(channels, 1, *(1,) * rows.n, dtype=torch.float64, device=device)
+    weight = _ones((channels, 1, *(1,) * rows.n), like)
     sides = tuple((-first, -last) for first, last in zip(rows.start, rows.cut, strict=True))
     return Conv(weight, None, rows.stride, sides, groups=channels)
+
+
+def _ones(shape: tuple[int, ...], like: Tensor | None) -> Tensor:
+    return torch.ones(shape, dtype=torch.float64) if like is None else like.new_ones(shape)
 
 
 def _flipped(conv: ConvTranspose) -> Conv:
@@ -83,12 +87,9 @@ def _require_even_average(pool: AvgPool) -> None:
     require(whole, "ceil_mode averages over fewer pixels where a window is partial")
 
 
-def _average_convolution(pool: AvgPool, channels: int, device: torch.device | None) -> Conv:
+def _average_convolution(pool: AvgPool, channels: int, like: Tensor | None) -> Conv:
     """An average pooling as a depthwise convolution: one over the divisor at every tap."""
-    taps = (channels, 1, *pool.kernel)
-    weight = torch.ones(taps, dtype=torch.float64, device=device) / (
-        pool.divisor or prod(pool.kernel)
-    )
+    weight = _ones((channels, 1, *pool.kernel), like) / (pool.divisor or prod(pool.kernel))
     sides = tuple((side, side) for side in pool.padding)
     return Conv(weight, None, pool.stride, sides, groups=channels)
 

@@ -119,11 +119,12 @@ def _best(found: list[Candidate], accept: Accept) -> Candidate | None:
     One whose bound is below what was found already need not be judged.
     """
     best: Candidate | None = None
+    gain = FREE
     for candidate in reversed(found):
-        if best is not None and candidate.most_gained < best.gain.operations:
+        if candidate.most_gained < gain.operations:
             continue
-        if candidate.profitable and accept(candidate.flat) and _gain(candidate) >= _gain(best):
-            best = candidate
+        if candidate.profitable and accept(candidate.flat) and candidate.gain >= gain:
+            best, gain = candidate, candidate.gain
     return best
 
 
@@ -184,11 +185,11 @@ def _candidates(
 
 def _same_kind(root: Call, call: Call) -> None:
     """Refuse to mix dtypes, which rounds differently from the original, and devices."""
-    inputs = call.inputs
-    operands = {_dtype(source) for source in inputs}
-    own = {c.shape.dtype for c in (root, call) if c.shape is not None}
+    shapes = [source.shape for source in call.inputs]
+    operands = {None if shape is None else shape.dtype for shape in shapes}
+    own = {shape.dtype for shape in (root.shape, call.shape) if shape is not None}
     if isinstance(call.value, Sum):  # of integers too, which no convolution would tell
-        if len(inputs) > 1 and len(operands) == 1 and all(map(_floating, operands)):
+        if len(shapes) > 1 and len(operands) == 1 and all(map(_floating, operands)):
             require_one_shape(call)  # the dtype of a broadcast sum is not known
         floating = all(map(_floating, own | operands))
         require(floating, "the operands are not known to be floating-point")
@@ -196,11 +197,6 @@ def _same_kind(root: Call, call: Call) -> None:
     if root != call and (held := call.value.tensors()):
         devices = {tensor.device for tensor in (*root.value.tensors(), *held)}
         require(len(devices) <= 1, "the devices differ")
-
-
-def _dtype(call: Call) -> torch.dtype | None:
-    shape = call.shape
-    return None if shape is None else shape.dtype
 
 
 def _floating(dtype: torch.dtype | None) -> bool:

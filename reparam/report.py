@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from torch import fx, nn
 
 from reparam.errors import ReparamError
+from reparam.proof import CLAIM, Proof
 
 ATTRIBUTE = "reparam_report"
 """Where a compiled model keeps its report, as a plain dictionary."""
@@ -33,6 +34,7 @@ class Remark:
         blocker: the call that stands in the way.
         error: of an applied rewrite that was checked, the largest difference in float64, relative
             to the largest output.
+        proof: what is proven of it, where that was asked for.
     """
 
     kind: Kind
@@ -41,6 +43,7 @@ class Remark:
     message: str
     blocker: str | None = None
     error: float | None = None
+    proof: Proof | None = None
 
     def inside(self, path: str) -> "Remark":
         """The same remark about a part of a model, which is at that path."""
@@ -83,16 +86,23 @@ class Verification:
     """How far a result was checked.
 
     Attributes:
-        mode: "unverified", or "float64" where each rewrite was checked.
+        mode: "unverified"; "float64" where each rewrite was checked; "proof" where, moreover, a
+            proof of each was tried.
         checked: the number of rewrites that were.
         largest_error: of these, relative to the largest output.
         whole_model: what `reparam.verify` said, if there were example inputs.
+        proven: the number of rewrites that are proven over a finite field.
+        seconds, seconds_proving: what the compile took, and the proofs of that; both 0.0 where
+            none was tried.
     """
 
     mode: str
     checked: int
     largest_error: float
     whole_model: str | None = None
+    proven: int = 0
+    seconds: float = 0.0
+    seconds_proving: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,9 @@ class Report:
         yield f"{self._verified()}; {len(self.applied)} rewrites, {len(self.missed)} declined."
         if self.applied:
             yield fused_table(self.applied)
+        if self.verification.mode == "proof":
+            yield f"Proven is: {CLAIM}."
+            yield self.proof_table()
         if self.missed:
             yield self.missed_table()
         for remark in self.analysis:
@@ -163,7 +176,31 @@ class Report:
             return "unverified"
         whole = f"; whole model: {found.whole_model}" if found.whole_model else ""
         error = f"largest relative error {found.largest_error:.1e} in float64"
-        return f"{found.checked} rewrites checked, {error}{whole}"
+        return f"{found.checked} rewrites checked, {error}{whole}{self._proven()}"
+
+    def _proven(self) -> str:
+        found = self.verification
+        if found.mode != "proof":
+            return ""
+        rest = found.seconds - found.seconds_proving
+        return (
+            f"; {found.proven} of them proven over a finite field, which took "
+            f"{found.seconds_proving:.1f} s beside {rest:.1f} s for all else"
+        )
+
+    def proof_table(self) -> Table:
+        """What is proven of each rewrite, by pass; what is alike in several blocks, once."""
+        alike: dict[tuple[str, ...], list[Proof]] = {}
+        for remark in self.applied:
+            if remark.proof is not None:
+                proof = remark.proof
+                told = [_pattern(p) for p in proof.premises] if proof.proven else [str(proof)]
+                alike.setdefault((remark.rule, *told), []).append(proof)
+        table = Table("pass", "times", "a wrong one passes", "premises", title="Proven")
+        for (rule, *told), proofs in sorted(alike.items()):
+            chance = f"{max(proof.probability for proof in proofs):.0e}"
+            table.add_row(rule, str(len(proofs)), chance, "\n".join(told) or "none")
+        return table
 
 
 def count(root: nn.Module, graph: fx.Graph, lookup: Callable[[str], nn.Module]) -> Counts:
@@ -202,11 +239,17 @@ def report(fused: nn.Module) -> Report:
 
 def _rebuilt(data: dict[str, Any]) -> Report:
     applied, missed, analysis = (
-        tuple(Remark(**remark) for remark in data[kind])
-        for kind in ("applied", "missed", "analysis")
+        tuple(map(_remark, data[kind])) for kind in ("applied", "missed", "analysis")
     )
     before, after = Counts(**data["before"]), Counts(**data["after"])
     return Report(applied, missed, analysis, before, after, Verification(**data["verification"]))
+
+
+def _remark(data: dict[str, Any]) -> Remark:
+    proof = data.get("proof")
+    plain: dict[str, Any] = {**data, "proof": None}
+    remark = Remark(**plain)
+    return remark if proof is None else replace(remark, proof=Proof(**proof))
 
 
 def fused_table(applied: Sequence[Remark]) -> Table:

@@ -69,7 +69,10 @@ def grouped(terms: tuple[Term, ...]) -> list[Group]:
     alike: dict[Hashable, list[Term]] = {}
     for term in terms:  # those of one form merge without loss, before any pair is weighed
         alike.setdefault(_form(term.map), []).append(term)
-    groups = [Group(_numberless(same[0].map), tuple(same)) for same in alike.values()]
+    groups = [
+        Group(same[0].map if len(same) == 1 else _numberless(same[0].map), tuple(same))
+        for same in alike.values()
+    ]
     while True:
         pairs = (
             (extra_madds(a.map, b.map), i, a, b)

@@ -5,17 +5,18 @@ freezes random numbers. Here the first becomes the in-place call that it is; the
 forward does one of the others stays whole.
 """
 
+import functools
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.proxy import TraceError
+from torch.fx.proxy import TraceError, TracerBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import known
@@ -33,6 +34,9 @@ HELD = "it holds for inputs that take the same way as the example inputs"
 QUANTIZATION_AWARE = "torch.ao.nn.intrinsic.qat."
 """Where torch's layers are that learn to be quantized, and that its conversion looks for."""
 
+PLAIN = (tuple, list, dict, bool, int, float, str, type(None))
+"""Arguments of which fx need not ask what they are; what they hold is for this tracer to say."""
+
 FRAMES = 16
 """How many frames a trace takes, at most, for one that the model takes when it runs."""
 
@@ -46,11 +50,18 @@ class _NoRandomness(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Scopes(OrderedDict[str, Any]):
+    """The modules that a call lies in. Each call keeps a copy, which `copy.copy` would pickle."""
+
+    __copy__ = dict
+
+
 class Tracer(fx.Tracer):
     """Traces into user modules; torch's own, and whatever can't be traced, stay whole.
 
     Attributes:
         untraced: the path of each module that stays whole, and why.
+        called: the modules that the graph calls, by path.
         tensors: constants that a forward made, by the path that the graph has for them.
         examples: what is known of the results of calls.
     """
@@ -62,9 +73,10 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_functions=())
         self.traced_func_name = method
         self.untraced: dict[str, str] = {}
+        self.called: dict[str, nn.Module] = {}
+        self.module_stack = _Scopes()
         self.tensors: dict[str, Tensor] = {}
         self.examples = ExampleValues(self._attribute, inputs or {})
-        self._names: dict[int, str] = {}
         self._given: dict[int, tuple[Tensor, int]] = {}
         self._held: dict[fx.Node, fx.Node] = {}
         self._autocast = _autocast()
@@ -75,11 +87,9 @@ class Tracer(fx.Tracer):
         Raises:
             Exception: whatever the forward raises on proxies.
         """
-        named: Any = (*root.named_parameters(), *root.named_buffers())
-        self._names = {id(tensor): name for name, tensor in reversed(named)}
         before = State(root)
         try:
-            with _NoRandomness(), python_asks(self), _deeper_stack():
+            with _NoRandomness(), _deeper_stack():
                 graph = super().trace(root, concrete_args)
         finally:
             attributes = vars(cast("nn.Module", root))
@@ -91,6 +101,19 @@ class Tracer(fx.Tracer):
         if any(tensor._version != version for tensor, version in self._given.values()):
             raise TraceError("it writes to a tensor that it made, after it was read")
         return graph
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """The forward and its proxies. While it runs, and no longer, Python asks the tracer."""
+        forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+
+        @functools.wraps(forward)
+        def heeded(*args: Any) -> Any:
+            with python_asks(self):
+                return forward(*args)
+
+        return heeded, args
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Stand for a node."""
@@ -107,6 +130,8 @@ class Tracer(fx.Tracer):
         if type(a) is TensorProxy or type(a) is AttributeProxy:
             return a.node
         kind = cast("Any", type(a))
+        if kind in PLAIN:
+            return TracerBase.create_arg(self, a)
         if kind is Tensor:
             self._given.setdefault(id(a), (a, a._version))
         if is_dataclass(a) and not isinstance(a, type):  # some are dictionaries as well
@@ -159,7 +184,7 @@ class Tracer(fx.Tracer):
                 self.untraced[path] = "it has forward hooks"
             elif isinstance(m, torch.jit.ScriptModule):
                 self.untraced[path] = "a ScriptModule has no Python code left"
-            return super().call_module(m, forward, args, kwargs)
+            return self._whole(path, m, args, kwargs)
         last = next(iter(reversed(self.graph.nodes)), None)
         before, scopes = State(m), dict(self.module_stack)
         try:
@@ -175,6 +200,11 @@ class Tracer(fx.Tracer):
         self.module_stack.clear()
         self.module_stack.update(scopes)
         self.untraced[path] = reason
+        return self._whole(path, m, args, kwargs)
+
+    def _whole(self, path: str, m: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A call of a module as it is."""
+        self.called[path] = m
         return self.create_proxy("call_module", path, args, kwargs)
 
     def known_value(self, proxy: fx.Proxy) -> Any:
@@ -237,6 +267,12 @@ class Tracer(fx.Tracer):
             condition = self.create_node("call_function", operator.eq, (node, value), {})
         self._held[node] = self.create_node("call_function", known.ASSERT, (condition, message), {})
 
+    @functools.cached_property
+    def _names(self) -> dict[int, str]:
+        """The paths of parameters and buffers, by identity: most models are of layers alone."""
+        named: Any = (*self.root.named_parameters(), *self.root.named_buffers())
+        return {id(tensor): name for name, tensor in reversed(named)}
+
     def _attribute(self, path: str) -> Any:
         return attribute_at(self.root, path)
 
@@ -260,4 +296,4 @@ def _deeper_stack() -> Generator[None]:
 
 
 def _autocast() -> tuple[bool, ...]:
-    return tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")

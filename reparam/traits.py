@@ -1,5 +1,6 @@
 """What weights keep through a rewrite, beside their numbers."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +35,16 @@ class Traits:
         )
 
 
+NONE = Traits()
+"""Those of a call without weights."""
+
+_known = functools.cache(Traits)
+
+
 def traits(tensors: Iterable[Any], convolution: bool) -> Traits:
     """The traits of some weights, of a convolution or not; what is no tensor has none."""
     weights = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
-    return Traits(
+    return _known(
         any(weight.requires_grad for weight in weights),
         any(
             weight.ndim in CHANNELS_LAST

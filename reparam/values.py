@@ -35,6 +35,10 @@ class Value:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that the value holds."""
+        return self._tensors
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, ...]:
         held = [getattr(self, name) for name in self.__dataclass_fields__]
         return tuple([tensor for tensor in held if isinstance(tensor, Tensor)])
 
@@ -79,7 +83,7 @@ class Conv(Value):
         """The number of spatial axes."""
         return self.weight.ndim - 2
 
-    @property
+    @cached_property
     def kernel(self) -> tuple[int, ...]:
         """The number of taps on each spatial axis."""
         return tuple(self.weight.shape[2:])
@@ -94,7 +98,7 @@ class Conv(Value):
         """The number of input channels."""
         return self.weight.shape[1] * self.groups
 
-    @property
+    @cached_property
     def padded(self) -> bool:
         """Whether any side of any axis is padded."""
         return any(side > 0 for sides in self.padding for side in sides)
@@ -104,7 +108,7 @@ class Conv(Value):
         """Whether rows are left out at any side: its padding there is negative."""
         return any(side < 0 for sides in self.padding for side in sides)
 
-    @property
+    @cached_property
     def symmetric(self) -> bool:
         """Whether torch's own layer pads so: as much before as after, and nothing left out."""
         return not self.cropped and all(before == after for before, after in self.padding)
@@ -115,12 +119,12 @@ class Conv(Value):
         one = prod(self.kernel) == 1 and prod(self.stride) == 1
         return one and not self.padded and not self.cropped
 
-    @property
+    @cached_property
     def depthwise(self) -> bool:
         """Whether each output channel reads just the input channel of its own index."""
         return self.weight.shape[1] == 1 and self.groups == self.out_channels
 
-    @property
+    @cached_property
     def affine(self) -> bool:
         """Whether it is `scale * x + shift`, a number of each per channel."""
         return self.depthwise and self.pointwise
@@ -161,13 +165,13 @@ class BatchNorm(Value):
     def exact_scale(self) -> Tensor:
         """`gamma / sqrt(variance + eps)` in float64, (channels,)."""
         scale = torch.rsqrt(self.variance.double() + self.eps)
-        return scale if self.weight is None else scale * self.weight.double()
+        return scale if self.weight is None else scale * self.weight
 
     @cached_property
     def exact_shift(self) -> Tensor:
         """`beta - scale * mean` in float64, (channels,)."""
-        shift = -self.exact_scale * self.mean.double()
-        return shift if self.bias is None else shift + self.bias.double()
+        moved = self.exact_scale * self.mean
+        return -moved if self.bias is None else self.bias - moved
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x, (batch, channels, *spatial), in the dtype of x."""

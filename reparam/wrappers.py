@@ -1,6 +1,7 @@
 """The model inside of wrappers, with weights in the place of what computes them."""
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ WRAPPERS = {
     "ModelEmaV3": "module",
 }
 """Where wrappers keep the model, by the names of their classes: most are costly to import."""
+
+EMPTIED = (OrderedDict, set)
+"""What a module keeps hooks and the like in, of which most have none."""
 
 LIBRARIES = ("torch.", "timm.")
 
@@ -71,7 +75,9 @@ def duplicate(content: Any, parts: dict[Any, Any] | None = None) -> Any:
     memo: dict[Any, Any] = {} if parts is None else parts
     for module in content.modules() if isinstance(content, nn.Module) else ():
         for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
+            if type(value) in EMPTIED and not value:  # which `copy.deepcopy` would pickle
+                memo[id(value)] = type(value)()
+            elif isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(content, memo)
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import reparam
+from reparam.known import BATCH_NORM_BASE
 from reparam.verify import EXACT, relative_difference
 from tests.fused import storages
-from tests.randomised import BATCH_NORM, randomised
+from tests.randomised import randomised
 from tests.strategies import drawn
 
 IMAGE = drawn(0, 2, 4, 7, 6)
@@ -138,7 +139,7 @@ def assert_alike(old: Any, new: Any) -> None:
 
 def norms(model: nn.Module) -> list[str]:
     """The paths of the batch norms in a model; by a function, the names of their calls."""
-    found = [name for name, module in model.named_modules() if isinstance(module, BATCH_NORM)]
+    found = [name for name, module in model.named_modules() if isinstance(module, BATCH_NORM_BASE)]
     graph = getattr(model, "graph", None)
     calls = graph.nodes if graph is not None else ()
     return found + [n.name for n in calls if getattr(n.target, "__name__", "") == "batch_norm"]

@@ -300,7 +300,7 @@ def test_what_was_verified_says_how_well() -> None:
 
 
 def test_verify_is_yes_or_no() -> None:
-    with pytest.raises(reparam.ReparamError, match="verify is True or False, not 'yes'"):
+    with pytest.raises(reparam.ReparamError, match="verify is True, False or \"proof\", not 'yes'"):
         unchecked(reparam.compile)(conv_then_norm(), passes=(), verify="yes")
 
 

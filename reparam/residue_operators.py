@@ -1,0 +1,205 @@
+"""What torch's operators make of residues.
+
+An operator that only moves elements is applied at each place by itself. Arithmetic is in
+`reparam.residue_arithmetic`. Any other function of single elements is one that nothing is known of.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reparam.arguments import found, mapped
+from reparam.field import residue
+from reparam.residue import Bound, Places, Residue, UnmodelledError, coerced
+
+Handler = Callable[..., Any]
+
+MOVES = {
+    "view", "_unsafe_view", "_reshape_alias", "expand", "permute", "transpose", "t", "slice",
+    "select", "unsqueeze", "squeeze", "clone", "detach", "alias", "index", "index_select", "cat",
+    "stack", "flip", "repeat", "roll", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+    "replication_pad1d", "replication_pad2d", "replication_pad3d", "unbind", "split",
+    "split_with_sizes", "diagonal", "gather", "as_strided", "unfold", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "upsample_nearest1d", "upsample_nearest2d",
+    "upsample_nearest3d", "_upsample_nearest_exact2d", "lift_fresh", "copy_", "index_put_", "where",
+    "tril", "triu", "im2col", "view_as", "narrow_copy", "select_scatter", "slice_scatter",
+    "slice_backward", "select_backward",
+}  # fmt: skip
+"""Operators whose results are elements of what they are given, or zero."""
+
+OPAQUE = {
+    "exp", "sigmoid", "tanh", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "elu", "celu",
+    "selu", "softplus", "mish", "erf", "log", "log1p", "expm1", "sin", "cos", "log_sigmoid",
+    "softshrink", "hardshrink", "clamp", "clamp_min", "clamp_max", "pow", "atan",
+}  # fmt: skip
+"""Functions of single elements that nothing is known of."""
+
+HANDLERS: dict[str, Handler] = {}
+
+
+def operate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Apply an operator of torch's to arguments with residues among them.
+
+    Raises:
+        UnmodelledError: if it has no counterpart in a finite field.
+        VanishedError: if it divides by what is zero at one of the places.
+    """
+    name = func.overloadpacket.__name__
+    places = found((args, kwargs), Residue)[0].places
+    if name == "_to_copy":
+        return _copied(places, func, args, kwargs)
+    if func._schema.is_mutable and not isinstance(args[0], Residue):
+        raise UnmodelledError("what depends on weights is written into a tensor of numbers")
+    args, kwargs = coerced((args, kwargs), places)
+    if name in HANDLERS:
+        return HANDLERS[name](places, func, *args, **kwargs)
+    if name in MOVES:
+        return _moved(places, func, args, kwargs)
+    if name in OPAQUE and not found((args[1:], kwargs), Tensor):
+        return places.opaque(f"{name}{args[1:]}{kwargs}", args[0])
+    functional = name.removesuffix("_")
+    if name.endswith("_") and functional in {*HANDLERS, *OPAQUE}:
+        operator = getattr(torch.ops.aten, functional)
+        result = operate(getattr(operator, func._overloadname), args, kwargs)
+        return _written(args[0], result)
+    result = func.decompose(*args, **kwargs)  # into simpler ones, where torch knows how
+    if result is NotImplemented:
+        raise UnmodelledError(f"{name} has no counterpart in a finite field")
+    return result
+
+
+Residue.operators = staticmethod(operate)
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Register what computes operators of torch's: (places, operator, *arguments) to a result."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register
+
+
+def at_each(places: Places, func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """What an operator makes of residues, at each place."""
+    return [
+        func(*a, **k)
+        for a, k in (
+            mapped((args, kwargs), Residue, lambda r, place=place: r.parts[place])
+            for place in range(places.count)
+        )
+    ]
+
+
+def joint_bound(arguments: Any) -> Bound:
+    """What bounds the elements of all residues among arguments."""
+    bound = Bound()
+    for given in found(arguments, Residue):
+        bound.raise_to(given.bound)
+    return bound
+
+
+def _moved(places: Places, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    results = at_each(places, func, args, kwargs)
+    bound = joint_bound((args, kwargs))
+    returned = func._schema.returns[0].alias_info
+    if func._schema.is_mutable:
+        args[0].bound.raise_to(bound)
+        return args[0]
+    if returned is not None:  # what is written to the view is written to the whole
+        bound = args[0].bound
+    if isinstance(results[0], Tensor):
+        return Residue(places, tuple(results), bound)
+    return [Residue(places, parts, bound) for parts in zip(*results, strict=True)]
+
+
+def _copied(places: Places, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A copy of another dtype or device: of numbers there is one kind only."""
+    (x,) = args
+    device, dtype = kwargs.get("device"), kwargs.get("dtype")
+    if device is not None and torch.device(device).type == "meta":
+        return torch.empty(x.shape, dtype=dtype or x.dtype, device="meta")
+    if dtype is not None and not dtype.is_floating_point:
+        raise UnmodelledError("a number that depends on weights is made an integer")
+    parts = tuple(part.clone() for part in x.parts)
+    return Residue(places, parts, Bound(x.bound.top, x.bound.bottom, x.bound.names))
+
+
+def _written(target: Residue, result: Residue) -> Residue:
+    for part, new in zip(target.parts, result.parts, strict=True):
+        part.copy_(new)
+    target.bound.raise_to(result.bound)
+    return target
+
+
+def residue_of(number: Any) -> float:
+    """The residue of a number."""
+    try:
+        return residue(number)
+    except (OverflowError, ValueError, ZeroDivisionError) as error:
+        raise UnmodelledError(f"{number} has no counterpart in a finite field") from error
+
+
+@handles("constant_pad_nd")
+def _pad(places: Places, func: Any, x: Residue, pad: Any, value: Any = 0) -> Residue:
+    parts = [func(part, pad, residue_of(value)) for part in x.parts]
+    return Residue(places, tuple(parts), x.bound)
+
+
+@handles("masked_fill")
+def _masked_fill(places: Places, _: Any, x: Residue, mask: Tensor, value: Any) -> Any:
+    number = value if isinstance(value, Residue) else places.constant(torch.tensor(float(value)))
+    return torch.where(mask, number, x)
+
+
+@handles(
+    "empty_like",
+    "new_empty",
+    "new_empty_strided",
+    "zeros_like",
+    "new_zeros",
+    "zero",
+    "ones_like",
+    "new_ones",
+    "full_like",
+    "new_full",
+    "fill",
+)
+def _filled(places: Places, func: Any, x: Residue, *args: Any, **kwargs: Any) -> Any:
+    name = func.overloadpacket.__name__
+    dtype = kwargs.get("dtype")
+    shape = args[0] if name.startswith("new") else x.shape
+    number = 0.0 if "zero" in name or "empty" in name else 1.0 if "ones" in name else args[-1]
+    if dtype is not None and not dtype.is_floating_point:
+        return torch.full(shape, number, dtype=dtype)
+    content = number.parts[0] if isinstance(number, Residue) else torch.tensor(float(number))
+    if isinstance(number, Residue) and number.bound.top:
+        return Residue(places, tuple(p.expand(shape).clone() for p in number.parts), number.bound)
+    return places.constant(content.expand(shape))
+
+
+@handles("eq", "ne")
+def _equal(places: Places, func: Any, x: Any, y: Any) -> Tensor:
+    difference: Residue = HANDLERS["sub"](places, torch.ops.aten.sub.Tensor, x, y)
+    places.looked.add(difference.bound.names)
+    same = torch.stack([part == 0 for part in difference.parts]).all(0)
+    return same if func.overloadpacket.__name__ == "eq" else ~same
+
+
+@handles("lt", "gt", "le", "ge")
+def _ordered(places: Places, func: Any, x: Any, y: Any) -> Tensor:
+    difference: Residue = HANDLERS["sub"](places, torch.ops.aten.sub.Tensor, x, y)
+    return func(difference.signs(), 0)
+
+
+@handles("any", "all")
+def _nonzero(places: Places, func: Any, x: Residue, *args: Any, **kwargs: Any) -> Tensor:
+    return func(_equal(places, torch.ops.aten.ne.Scalar, x, 0), *args, **kwargs)
+
+
+@handles("isnan", "isinf")
+def _never(places: Places, _: Any, x: Residue) -> Tensor:
+    return torch.zeros(x.shape, dtype=torch.bool)

@@ -1,0 +1,150 @@
+"""How far the two sides of a rewrite see, and so the sizes at which every border shows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from reparam.arguments import found
+from reparam.evaluation import Operands
+from reparam.graph import Apply, Call
+from reparam.operators import AvgPool, ConvTranspose, Pad, Slice
+from reparam.values import BatchNorm, Conv, Opaque, Shape, Sum
+
+
+@dataclass(frozen=True)
+class Window:
+    """What either side sees of a tensor at once.
+
+    Attributes:
+        reach: the longest kernel, dilation included, or the widest padding.
+        stride: the largest one.
+        linear: whether convolutions, batch norms and sums are all that is computed: then no image
+            of a batch has a part in the result of another.
+        alike: whether, moreover, each side has just one kernel that is not 1×1, both with the same
+            padding and dilation, and nothing is strided. At the larger size each of its taps is
+            then seen inside and behind either border, and no smaller one shows more.
+    """
+
+    reach: int
+    stride: int
+    linear: bool
+    alike: bool
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Heights and widths: smaller than the kernels, and large enough for an interior."""
+        if self.linear and self.reach == self.stride == 1:
+            return ((2, 3),)
+        reach, far = max(self.reach, 3), max(self.reach, 3) + self.stride
+        large = [(size, size + 1) for size in range(far, far + self.stride)]  # with every remainder
+        return tuple(large) if self.alike else ((reach // 2 + 1, reach - 1), *large)
+
+    @property
+    def large(self) -> tuple[int, int]:
+        """A height and width for what knows no window of its own."""
+        return 4 * max(self.reach, 3), 4 * max(self.reach, 3) + 1
+
+    @property
+    def images(self) -> int:
+        """Images of a batch: one, where none can have a part in the result of another."""
+        return 1 if self.linear else 2
+
+
+def window(operands: Operands) -> Window:
+    """What the sides of a rewrite see."""
+    longest, stride, linear = 1, 1, True
+    kernels: dict[type, list[Any]] = {Call: [], Apply: []}
+    seen: set[Call | Apply] = set()
+    pending: list[Call | Apply] = [*operands.rewrite, *operands.rewrite.values()]
+    while pending:
+        part = pending.pop()
+        if part in operands.cut or part in seen or isinstance(part.value, Shape):
+            continue
+        seen.add(part)
+        linear &= isinstance(part.value, Conv | BatchNorm | Sum)
+        if isinstance(part.value, Conv):
+            # A kernel of one tap that is padded or cropped has a border as well.
+            sides = [abs(side) for sides in part.value.padding for side in sides]
+            longest = max(longest, *_reach(part.value), *sides, 1)
+            stride = max(stride, *part.value.stride, 1)
+            if not part.value.pointwise:
+                kernels[type(part)].append(_span(part.value))
+        elif isinstance(part.value, AvgPool):
+            longest = max(longest, *part.value.kernel)
+            stride = max(stride, *part.value.stride)
+        pending.extend(_read(part, operands))
+    old, new = kernels[Call], kernels[Apply]
+    alike = linear and stride == 1 and len(old) == 1 and old == new
+    return Window(longest, stride, linear, alike)
+
+
+def _read(part: Call | Apply, operands: Operands) -> list[Call | Apply]:
+    """What a part of either side is computed from, as far as both sides compute it."""
+    opaque = isinstance(part.value, Opaque) and part not in operands.computed
+    if isinstance(part, Call) and opaque:
+        return []
+    options = dict(part.options) if isinstance(part, Apply) else {}
+    return found((part.inputs, options), (Call, Apply))
+
+
+def swept(operands: Operands) -> tuple[tuple[int, ...], ...]:
+    """Heights and widths at which every class of borders, of either side, is met on each axis.
+
+    A window that is no larger than an axis reaches beyond one end of it at most. So what both sides
+    see at once tells how long an axis has to be, and the strides, how many lengths more.
+    """
+    whole = [
+        _extent(part, operands, {}) for part in (*operands.rewrite, *operands.rewrite.values())
+    ]
+    reach, stride = (max(numbers) for numbers in zip(*whole, strict=True))
+    longest = reach + stride
+    # Axes are treated one by one: what shows at a size of one does, whatever the other's is.
+    pairs = [(size, size % longest + 1) for size in range(1, longest + 1)]
+    return tuple(pairs) if longest == 2 else (*pairs, (longest, longest))
+
+
+def _extent(
+    part: Call | Apply, operands: Operands, known: dict[Call | Apply, tuple[int, int]]
+) -> tuple[int, int]:
+    """How many pixels of what is drawn one pixel sees, and how far they are from the next one's."""
+    if part in operands.cut or part in operands.drawn or isinstance(part.value, Shape):
+        return 1, 1
+    if part not in known:
+        inputs = [_extent(source, operands, known) for source in _read(part, operands)]
+        reach, stride = (max(numbers) for numbers in zip((1, 1), *inputs, strict=True))
+        value = part.value
+        far, step = 0, 1
+        if isinstance(value, Conv):
+            sides = [abs(side) for pair in value.padding for side in pair]
+            far, step = max([*_reach(value), *sides, 1]), max([*value.stride, 1])
+        elif isinstance(value, AvgPool):
+            far, step = max(*value.kernel, *value.padding), max(value.stride)
+        elif isinstance(value, Pad):
+            far = max(abs(side) for pair in value.padding for side in pair) + 1
+        elif isinstance(value, Slice):
+            far, step = max(map(abs, (*value.start, *value.cut))) + 1, max(value.stride)
+        elif isinstance(value, ConvTranspose):
+            far = max(
+                d * (k - 1) for d, k in zip(value.dilation, value.weight.shape[2:], strict=True)
+            )
+        known[part] = reach + stride * max(far - 1, 0), stride * step
+    return known[part]
+
+
+def _span(conv: Conv) -> tuple[Any, ...]:
+    """Which pixels of its input each pixel is computed from, those behind the border included."""
+    border = None if conv.border is None else id(conv)
+    return conv.kernel, conv.stride, conv.padding, conv.dilation, conv.padding_mode, border
+
+
+def flat_sizes(operands: Operands) -> set[tuple[int, int]]:
+    """Sizes of images that a linear layer reads whole: so many pixels that it takes them."""
+    inputs = {call.value.in_channels for call in operands.rewrite if isinstance(call.value, Conv)}
+    axes = [
+        call.shape.axes for call in operands.drawn if call.shape is not None and call.shape.exact
+    ]
+    channels = {sizes[1].factor for sizes in axes if len(sizes) > 2 and sizes[1].known}
+    return {(n // c, 1) for n in inputs for c in channels if n % c == 0}
+
+
+def _reach(conv: Conv) -> list[int]:
+    return [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel, strict=True)]

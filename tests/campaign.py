@@ -1,0 +1,110 @@
+"""A campaign of generated graphs through the compiler: what was fused, what was wrong, what failed.
+
+Half of the shards compile without checks, so that a pass that is wrong shows in the result; the
+other half with them, so that a check that refuses what is right shows.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis
+import torch
+from hypothesis import given, settings
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+import reparam
+from reparam.testing import Graph, graphs
+from reparam.testing.equivalence import difference
+
+SHARD = 500
+"""Graphs of one shard."""
+
+
+@dataclass
+class Shard:
+    """What came of the graphs of one seed.
+
+    Attributes:
+        graphs: how many there were.
+        matched: on how many of them some pass did something.
+        rewrites: how many rewrites were made.
+        fired: for each pass, on how many graphs it did something.
+        wrong: programs of which the result differs, with how.
+        failed: programs that a compile fails on, with the error.
+        rejected: rewrites that a check refused, with the program.
+    """
+
+    graphs: int = 0
+    matched: int = 0
+    rewrites: int = 0
+    fired: dict[str, int] = field(default_factory=dict[str, int])
+    wrong: list[str] = field(default_factory=list[str])
+    failed: list[str] = field(default_factory=list[str])
+    rejected: list[str] = field(default_factory=list[str])
+
+
+def drawn(seed: int, count: int) -> list[Graph]:
+    """Graphs, the same for the same seed."""
+    found: list[Graph] = []
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=(hypothesis.Phase.generate,),
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @given(graphs())
+    def collect(graph: Graph) -> None:
+        found.append(graph)
+
+    collect()
+    return found
+
+
+def shard(seed: int, count: int = SHARD) -> Shard:
+    """Compile the graphs of a seed, and compare each with its original at several sizes."""
+    found, fired = Shard(), Counter[str]()
+    for graph in drawn(seed, count):
+        model, example = graph.build(), graph.example() if graph.given else None
+        found.graphs += 1
+        try:
+            fused = reparam.compile(model, example, verify=seed % 2 == 0)
+        except Exception as error:
+            found.failed.append(f"{type(error).__name__}: {error}\n{graph.source}")
+            continue
+        told = reparam.report(fused)
+        fired.update({remark.rule for remark in told.applied})
+        found.matched += bool(told.applied)
+        found.rewrites += len(told.applied)
+        for inputs in graph.examples():
+            if (differs := difference(model, fused, inputs)) is not None:
+                found.wrong.append(f"{differs}\n{graph.source}")
+                break
+        broken = ("its replacement", "the pass failed")
+        found.rejected += [
+            f"{remark}\n{graph.source}"
+            for remark in told.missed
+            if remark.message.startswith(broken)
+        ]
+    found.fired = dict(fired)
+    return found
+
+
+def fused_by_torch(seed: int, count: int = SHARD) -> Counter[str]:
+    """What PyTorch's own fuser does to the same graphs: how often it is right, wrong, or fails."""
+    found = Counter[str]()
+    for graph in drawn(seed, count):
+        model: Any = graph.build()
+        try:
+            fused: nn.Module = fuse(model)
+            with torch.no_grad():
+                differs = difference(model, fused, graph.example())
+        except Exception as error:
+            found[f"fails with {type(error).__name__}"] += 1
+        else:
+            found["wrong" if differs else "right"] += 1
+    return found
