@@ -19,8 +19,11 @@ PRIME = 2**19 - 1
 LONGEST_SUM = 2**17
 """How many products of two residues may be summed before they are reduced."""
 
-LARGEST_DENOMINATOR = 4096
+LARGEST_DENOMINATOR = 2**20
 """Of fractions that numbers may stand for, though float64 has to round them: one over nine."""
+
+ROUNDING = Fraction(1, 2**49)
+"""By how much of itself a number may be off the fraction that it stands for: 3 · 0.1 is 0.3."""
 
 FEW, MANY = 256, 2**20
 """Fractions are looked for among so few different numbers, of so many at most."""
@@ -65,12 +68,14 @@ def positives(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def residue(number: float) -> float:
     """The residue of a number: of a fraction with a small denominator, if it is one but rounded.
 
+    Without that, two ways to compute a number that round it differently would be told apart.
+
     Raises:
         ZeroDivisionError: if the prime divides the denominator.
     """
     exact = Fraction(number)
     simple = exact.limit_denominator(LARGEST_DENOMINATOR)
-    fraction = simple if float(simple) == number else exact
+    fraction = simple if abs(simple - exact) <= ROUNDING * abs(exact) else exact
     if fraction.denominator % PRIME == 0:
         raise ZeroDivisionError(f"{number} has no residue modulo {PRIME}")
     value = fraction.numerator * pow(fraction.denominator, -1, PRIME) % PRIME

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reparam import residue_arithmetic, residue_functions  # noqa: F401  # pyright: ignore
 from reparam.arguments import mapped
-from reparam.errors import Declined, Rejected
+from reparam.errors import Declined, Rejected, first_line
 from reparam.evaluation import Evaluation, Operands, shapes
 from reparam.field import POSITIVES
 from reparam.graph import Apply, Call, Expression
@@ -65,6 +65,10 @@ def prove_rewrite(
             proof = _proof(rule, call, operands, count, seed)
         except UnmodelledError as unmodelled:
             return Proof(str(unmodelled))
+        except Declined:
+            raise
+        except Exception as error:  # what a pass or a layer does with residues may be anything
+            return Proof(f"the proof fails with {type(error).__name__}: {first_line(error)}")
         if proof.probability <= CHANCE:
             return proof
         degree = proof.degree

@@ -64,7 +64,7 @@ class Places:
     degree: int = 0
     arguments: int = 0
     applied: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
-    _roots: list[tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=list[Any])
+    _roots: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = field(default_factory=list[Any])
 
     def __post_init__(self) -> None:
         """Start from the seed."""
@@ -74,7 +74,7 @@ class Places:
         """Numbers that stand for themselves."""
         if not bool(torch.isfinite(content).all()):
             raise UnmodelledError("a number that is not finite has no residue")
-        part = residues(content)
+        part = residues(content.cpu())
         return Residue(self, tuple(part.clone() for _ in range(self.count)), Bound())
 
     def draw(self, name: str, like: Tensor, kept: Tensor | None = None) -> "Residue":
@@ -85,7 +85,7 @@ class Places:
             like: the numbers; those that are zero are drawn with any sign.
             kept: which of them stand for themselves, if any do.
         """
-        like = like.detach()
+        like = like.detach().cpu()
         shape = tuple(like.shape)
         signs = torch.where(like < 0, -1.0, 1.0).double()
         if not like.numel() or (like == 0).any():
@@ -93,6 +93,7 @@ class Places:
             signs = torch.where(like == 0, coins, signs)
         parts = [signs * positives(shape, self.generator) for _ in range(self.count)]
         if kept is not None:
+            kept = kept.cpu()
             own = residues(torch.where(kept, like, 0))
             parts = [torch.where(kept, own, part) for part in parts]
         return Residue(self, tuple(parts), Bound(1, 0, frozenset({name})))
@@ -103,17 +104,18 @@ class Places:
         root = Residue(self, roots, Bound(1, 0, frozenset({name})))
         with torch.no_grad():
             squares: Any = torch.reciprocal(root * root)
-            self._roots.append((fingerprint(squares.parts, self.seed), roots))
+            self._roots.append((squares.parts, roots))
             return squares - eps
 
     def root(self, x: "Residue") -> "Residue | None":
         """The reciprocal root of a sum of a variance and ε, if that is what it is."""
         marks = fingerprint(x.parts, self.seed).flatten()
-        for known, roots in self._roots:
-            ordered, order = known.flatten().sort()
-            at = torch.searchsorted(ordered, marks).clamp(max=len(ordered) - 1)
-            if bool((ordered[at] == marks).all()):
-                parts = tuple(root.flatten()[order[at]].reshape(x.shape) for root in roots)
+        for squares, roots in self._roots:
+            ordered, order = fingerprint(squares, self.seed).flatten().sort()
+            at = order[torch.searchsorted(ordered, marks).clamp(max=len(ordered) - 1)]
+            both = zip(squares, x.parts, strict=True)
+            if all(torch.equal(square.flatten()[at], part.flatten()) for square, part in both):
+                parts = tuple(root.flatten()[at].reshape(x.shape) for root in roots)
                 return Residue(self, parts, Bound(1, 0, x.bound.names))
         return None
 
@@ -129,14 +131,15 @@ class Places:
             positive: whether its results are.
         """
         salt = zlib.crc32(name.encode())
-        words = fingerprint(x.parts, self.seed)
-        parts = [hashed(words, salt + 7919 * place) for place in range(self.count)]
+        # Two words, since among many arguments two may share one.
+        words = [fingerprint(x.parts, self.seed + salt + n) for n in range(2)]
+        parts = [hashed(words[n % 2], n) for n in range(self.count)]
         if positive:
             parts = [reduced(part * part) for part in parts]
         self.degree = max(self.degree, x.bound.top + x.bound.bottom)
         self.arguments += x.numel()
         if name != "rsqrt":  # of a variance with another ε, a law may have taken it
-            self.applied.add((name, int(words.sum())))
+            self.applied.add((name, int(words[0].sum())))
         return Residue(self, tuple(parts), Bound(2 if positive else 1, 0, x.bound.names))
 
     def chance(self, degree: int, bottom: int) -> float:

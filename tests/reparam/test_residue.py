@@ -211,3 +211,11 @@ def test_unlike_functions_differ_and_numbers_are_no_matter() -> None:
     assert not bool(right.same(wrong).any())
     assert bool(right.same(x * (x * x - 2)).all())
     assert not torch.equal(drawn(0, 3), drawn(1, 3))
+
+
+def test_a_root_is_found_among_a_thousand(places: Places) -> None:
+    """At a single place two of so many are equal, more often than not."""
+    variance = places.draw_variance("variance", torch.ones(1500), 1e-5)
+    root = torch.rsqrt(variance.flip(0)[::2] + 1e-5)
+    assert root.bound.top == 1
+    assert equal(root * root * (variance.flip(0)[::2] + 1e-5), torch.ones_like(root))
