@@ -10,6 +10,7 @@ from .fold_after_cat import fold_after_cat
 from .fold_after_layout import fold_after_layout
 from .fold_after_norm import fold_after_norm
 from .fold_batchnorm import fold_batchnorm
+from .fold_border import fold_border
 from .fold_constants import fold_constants
 from .fold_depthwise_skip import fold_depthwise_skip
 from .fold_identity import fold_identity
@@ -40,6 +41,7 @@ DEFAULT = (
     fold_after_layout,
     fold_value_bias,
     fold_into_linear,
+    fold_border,
     cancel_layouts,
     select_rows,
 )
@@ -52,6 +54,7 @@ __all__ = [
     "fold_after_layout",
     "fold_after_norm",
     "fold_batchnorm",
+    "fold_border",
     "fold_constants",
     "fold_depthwise_skip",
     "fold_identity",

@@ -91,11 +91,7 @@ def _values(product: Call) -> Call | None:
     if kind(value.target) != "matmul" or len(given) != 2:
         return None
     weights, values = given
-    return (
-        values if softmax_axis(_target(weights), weights.arguments, weights.options) == -1 else None
-    )
-
-
-def _target(call: Call) -> object:
-    """What an opaque call calls."""
-    return call.value.target if isinstance(call.value, Opaque) else None
+    if not isinstance(weights.value, Opaque):
+        return None
+    axis = softmax_axis(weights.value.target, weights.arguments, weights.options)
+    return values if axis == -1 else None

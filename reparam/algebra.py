@@ -6,8 +6,9 @@ float64: `exact` and `batch_norm_affine` widen, the other laws keep the dtype th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import gcd
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Shaped
@@ -36,7 +37,7 @@ def affine(
 
 def identity_like(conv: Conv, coefficient: float) -> Conv:
     """`coefficient * x` as a convolution over the input channels of another."""
-    return affine(conv.weight.new_ones(conv.in_channels) * coefficient, None, conv.n)
+    return affine(conv.weight.new_full((conv.in_channels,), coefficient), None, conv.n)
 
 
 def batch_norm_affine(norm: BatchNorm) -> Conv:
@@ -80,8 +81,7 @@ def widen_groups(conv: Conv, groups: int) -> Conv:
     return replace(conv, weight=wide, groups=groups)
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """Where a kernel's taps lie: padding before each axis, number of taps, and their distance."""
 
     before: tuple[int, ...]
@@ -92,7 +92,7 @@ class Grid:
 def embed_kernel(conv: Conv, grid: Grid) -> Conv:
     """The same map with its kernel set into a larger or finer grid; the padding grows with it."""
     before = tuple(low for low, _ in conv.padding)
-    if (before, conv.kernel, conv.dilation) == (grid.before, grid.taps, grid.dilation):
+    if (before, conv.kernel, conv.dilation) == grid:
         return conv
     if conv.kernel == grid.taps:
         return replace(conv, padding=_grown_padding(conv, grid), dilation=grid.dilation)
@@ -129,8 +129,7 @@ def sum_grid(a: Conv, b: Conv) -> Grid:
         raise Declined(f"the branches differ in stride, {a.stride} and {b.stride}")
     channels = (a.in_channels, a.out_channels) == (b.in_channels, b.out_channels)
     require(channels, "the branches differ in channels")
-    padded = [conv for conv in (a, b) if conv.padded]
-    if len(padded) == 2:
+    if a.padded and b.padded:
         require(a.padding_mode == b.padding_mode, "the branches differ in padding mode")
         require(
             equal_borders(a.border, b.border), "the branches are padded with different constants"
@@ -149,8 +148,8 @@ def sum_grid(a: Conv, b: Conv) -> Grid:
         taps.append((before[-1] + end) // step + 1)
         dilation.append(step)
     grid = Grid(tuple(before), tuple(taps), tuple(dilation))
-    for conv in padded:
-        if conv.padding_mode != "zeros":
+    for conv in (a, b):
+        if conv.padding_mode != "zeros" and conv.padded:
             # Wider padding of these kinds fails on images that the narrower one still takes.
             lows, reach = tuple(low for low, _ in conv.padding), span(conv.dilation, conv.kernel)
             same = grid.before == lows and span(grid.dilation, grid.taps) == reach
@@ -173,13 +172,9 @@ def add(a: Conv, b: Conv) -> Conv:
     groups = gcd(a.groups, b.groups)
     wide_a, wide_b = (widen_groups(embed_kernel(conv, grid), groups) for conv in (a, b))
     border, mode = (a.border, a.padding_mode) if a.padded else (b.border, b.padding_mode)
-    return replace(
-        wide_a,
-        weight=_added(a.weight, wide_a.weight, b.weight, wide_b.weight),
-        bias=add_biases(a.bias, b.bias),
-        border=border,
-        padding_mode=mode,
-    )
+    weight = _added(a.weight, wide_a.weight, b.weight, wide_b.weight)
+    bias, padding = add_biases(a.bias, b.bias), wide_a.padding
+    return Conv(weight, bias, a.stride, padding, grid.dilation, groups, mode, border)
 
 
 def _added(a: Tensor, wide_a: Tensor, b: Tensor, wide_b: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ It is judged only when somebody asks, since most are never looked at.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
 
+from reparam.cached import cached
 from reparam.cost import Cost, cost
 from reparam.expansion import diagonal
 from reparam.graph import Call
@@ -31,23 +31,23 @@ class Candidate:
     removed: dict[Call, float]
     operations: float
 
-    @cached_property
+    @cached
     def groups(self) -> dict[Call, list[Group]]:
         """For each tensor that is read, which maps of it become one."""
         return {call: grouped(several) for call, several in self.terms.items()}
 
-    @cached_property
+    @cached
     def before(self) -> Cost:
         """What goes, per pixel of the root."""
         gone = [call_cost(c, self._channels, pixels) for c, pixels in self.removed.items()]
         return Cost(self.operations, sum(one.madds for one in gone))
 
-    @cached_property
+    @cached
     def after(self) -> Cost:
         """What comes, per pixel of the root."""
         return _written_cost(self.flat, self._channels)
 
-    @cached_property
+    @cached
     def _channels(self) -> int:
         """The channels of the root, for the cost of its additions."""
         convs = (t.map for group in self.terms.values() for t in group if isinstance(t.map, Conv))

@@ -1,7 +1,8 @@
-"""The command line: `reparam compile` and `reparam explain`.
+"""The command line: `reparam compile`, `reparam explain` and `reparam check-pass`.
 
 Exit codes: 0, done; 1, it could not be done, said in one sentence on stderr; 2, the command was
-not understood; 3, the result does not compute what the model computes; 130, interrupted.
+not understood; 3, the result does not compute what the model computes, or the pass is wrong; 130,
+interrupted.
 """
 
 import importlib.metadata
@@ -38,7 +39,7 @@ PIPED_WIDTH = 140
 
 EXIT_CODES = """
 Exit codes: 0, done; 1, it could not be done; 2, the command was not understood; 3, the result does
-not compute what the model computes; 130, interrupted.
+not compute what the model computes, or the pass is wrong; 130, interrupted.
 """
 
 app = typer.Typer(
@@ -135,6 +136,39 @@ def explain(
         console.print(not_fused_table(account.missed))
     for remark in account.analysis:
         console.print(remark)
+
+
+@app.command("check-pass", epilog=EXIT_CODES)
+def check_pass_command(
+    name: Annotated[str, typer.Argument(metavar="PASS", help="The pass: package.module:name.")],
+    max_examples: Annotated[
+        int | None, typer.Option(min=1, help="How many graphs are drawn. Default: the profile's.")
+    ] = None,
+    min_fired: Annotated[
+        int | None, typer.Option(min=0, help="On how many the pass has to fire. Default: 1 %.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For other graphs than at every run.")] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE:FACTORY", help="A module of yours to draw too; repeatable."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a pass on generated graphs. If it is wrong, print a short program that shows it."""
+    with _work(as_json) as say:
+        from reparam.testing.command import checked
+
+        say(f"checking {name}")
+        verdict = checked(name, max_examples, min_fired, seed, block or [])
+    if as_json:
+        typer.echo(json.dumps(asdict(verdict), indent=2))
+    else:
+        typer.echo(
+            verdict.text if verdict.right else f"error: {verdict.text}", err=not verdict.right
+        )
+        typer.echo(verdict.program, nl=False)
+    if not verdict.right:
+        raise typer.Exit(DIFFERENT)
 
 
 @app.callback(invoke_without_command=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import gcd, prod
 
 from reparam.algebra import sum_grid
-from reparam.operators import AvgPool, ConvTranspose, Norm
+from reparam.operators import AvgPool, ConvTranspose, Norm, Pad
 from reparam.values import BatchNorm, Constant, Conv, Shape, Sum, Value
 
 
@@ -48,6 +48,8 @@ def cost(value: Value, channels: int, pixels: float = 1, layer: bool = False) ->
             additions = len(coefficients) - 1
             unary = coefficients == (1.0,)
             return Cost(multiples + additions + unary, (multiples + additions) * channels * pixels)
+        case Pad():  # by a constant it takes a difference before it, and a sum behind it
+            return Cost(1 if value.border is None else 3, 0)
         case Constant() | Shape():
             return FREE
         case AvgPool():
@@ -69,7 +71,7 @@ def _affine_operations(conv: Conv) -> int:
 
 def conv_madds(conv: Conv) -> int:
     """Multiply-adds per output pixel."""
-    return conv.out_channels * conv.weight.shape[1] * prod(conv.kernel)
+    return conv.weight.numel()
 
 
 def summed_madds(a: Conv, b: Conv) -> int:

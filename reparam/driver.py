@@ -103,7 +103,7 @@ class Driver:
         self.remarks: list[Remark] = []
         self.unchecked = 0
         self.seconds_proving = 0.0
-        self._missed: dict[Call, dict[str, tuple[str, str | None]]] = {}
+        self._missed: dict[fx.Node, dict[str, tuple[str, str | None]]] = {}
         self._told: set[tuple[str, str]] = set()
         self._queue = _Queue(passes)
 
@@ -116,9 +116,9 @@ class Driver:
                 continue
             self._offer(call, self.passes[order])
             self._queue.push(call, order + 1)
-        for call in sorted(self._missed):
-            for rule, why in self._missed[call].items():
-                self._say("missed", rule, call.name, *why)
+        for node in sorted(self._missed):
+            for rule, why in self._missed[node].items():
+                self._say("missed", rule, Call(node).name, *why)
         self.values.graph.lint()
         return self.remarks
 
@@ -129,8 +129,8 @@ class Driver:
 
     def _offer(self, call: Call, rule: Rewrite) -> None:
         """Ask a pass about a call, and do what it says."""
-        if call in self._missed:
-            self._missed[call].pop(rule.name, None)
+        if call.node in self._missed:
+            self._missed[call.node].pop(rule.name, None)
         try:
             replacement = rule(call)
             if replacement is not None:
@@ -140,7 +140,7 @@ class Driver:
         except Declined as declined:
             # The error itself would keep alive what stood on the stack: weights in float64.
             why = (declined.reason, declined.blocker)
-            self._missed.setdefault(call, {})[rule.name] = why
+            self._missed.setdefault(call.node, {})[rule.name] = why
         except Exception as error:  # a pass may be anyone's
             line = first_line(error)
             reason = f"the pass failed with {type(error).__name__}: {line}"
@@ -184,7 +184,7 @@ class Driver:
         for fresh in made:
             fresh.node.meta["traits"] = kept
         for c in dead:
-            self._missed.pop(c, None)
+            self._missed.pop(c.node, None)
         self._say("applied", rule.name, name, message, None, error, proof)
         near = {*made, *around, *_downstream({*made, *leaves(rewrite.values())})}
         self._enqueue(c for c in near if not c.node._erased)

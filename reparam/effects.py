@@ -168,9 +168,9 @@ def _owners(held: set[int], capture: Capture) -> set[fx.Node]:
 def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
     """What a call writes to, or may."""
     if node.op == "call_module":
-        module = capture.attribute(str(node.target))
+        module: Any = capture.attribute(str(node.target))
         if _is_torchs_own(node, capture):
-            inplace = getattr(module, "inplace", False) and not has_meaning(module)
+            inplace = vars(module).get("inplace", False) and not has_meaning(module)
             return _read(node)[:1] if inplace else []
         return [] if has_meaning(module) else _read(node)
     if node.op == "call_method":

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from reparam.arguments import mapped
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
 from reparam.sizes import Assignment, Size, Symbol
-from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Value
+from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Value
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,9 @@ class Evaluation:
     def _widened(self, value: Value) -> Value:
         if isinstance(value, Opaque):
             return value.widened()
-        if isinstance(value, BatchNorm | Conv) and value not in self._wide:
+        if isinstance(value, BatchNorm | Conv | Constant) and value not in self._wide:
             held = {name: getattr(value, name) for name in value.__dataclass_fields__}
-            wide = {name: t.double() for name, t in held.items() if isinstance(t, Tensor)}
+            tensors = {name: t for name, t in held.items() if isinstance(t, Tensor)}
+            wide = {name: t.double() for name, t in tensors.items() if t.is_floating_point()}
             self._wide[value] = replace(value, **wide)
         return self._wide.get(value, value)

@@ -82,6 +82,12 @@ def residue(number: float) -> float:
     return float(value - PRIME if value > POSITIVES else value)
 
 
+def keeps_sign(number: float) -> bool:
+    """Whether a number counts as positive where it is."""
+    counted = pow(int(residue(number)), POSITIVES, PRIME)
+    return counted == {1: 1, 0: 0, -1: PRIME - 1}[(number > 0) - (number < 0)]
+
+
 def residues(numbers: Tensor) -> Tensor:
     """The residues of finite numbers."""
     numbers = numbers.detach().double().contiguous()

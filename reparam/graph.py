@@ -83,7 +83,7 @@ class Call:
         for user in self.node.users:
             if not isinstance(user.target, Shape):
                 reader = Call(user)
-                readers += [reader] * reader.inputs.count(self)
+                readers += [reader for source in reader.inputs if source.node is self.node]
         return tuple(readers)
 
     @property
@@ -144,10 +144,12 @@ class ValueGraph:
 
     def apply(self, value: Value, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Call:
         """Add a call at the insertion point."""
-        node = self.graph.create_node("call_function", value, args, kwargs, name=name)
-        call = Call(node)
+        node = self.graph.create_node("call_function", value, name=name)
+        node.args = args  # given at once, fx would search them for raw symbolic sizes
+        if kwargs:
+            node.kwargs = kwargs
         node.meta["facts"] = facts_of(value, node.args, node.kwargs, _facts, self.symbols)
-        return call
+        return Call(node)
 
     def replace(self, rewrite: dict[Call, Expression], dead: set[Call]) -> list[Call]:
         """Put expressions in the place of calls, and drop the `dead_after` it.

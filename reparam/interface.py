@@ -3,7 +3,7 @@
 import copy
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -77,8 +77,11 @@ def _methods(kind: type[nn.Module]) -> Iterator[str]:
             yield name
 
 
-def _not_compiled(model: str, method: str) -> fx.GraphModule:
-    """What takes a method's place; plain torch, so that it loads where this library is not."""
+def _not_compiled(model: str, method: str) -> Callable[..., Any]:
+    """What takes a method's place; plain torch, so that it loads where this library is not.
+
+    It is a method itself: a copy of a graph module takes modules that it is given for parts.
+    """
     graph = fx.Graph()
     given = graph.placeholder("*args")
     graph.placeholder("**kwargs")
@@ -89,7 +92,7 @@ def _not_compiled(model: str, method: str) -> fx.GraphModule:
     )
     graph.call_function(known.ASSERT, (never, message))
     graph.output(None)
-    return fx.GraphModule({}, graph, f"{model}_{method}")
+    return fx.GraphModule({}, graph, f"{model}_{method}").forward
 
 
 def add_methods(fused: fx.GraphModule, methods: dict[str, fx.GraphModule]) -> None:

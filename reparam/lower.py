@@ -105,7 +105,7 @@ class _Lowerer:
             case BatchNorm():
                 return self._batch_norm(call, value, *inputs[0])
             case Constant(content):
-                return self._attribute(call.name, content)
+                return self._attribute(call, content)
             case Shape(_, True):
                 return self.graph.call_method("dim", (inputs[0][0],))
             case Shape(axis):
@@ -252,10 +252,11 @@ class _Lowerer:
         assert total is not None, "a sum has at least one operand"
         return total
 
-    def _attribute(self, name: str, content: Any) -> Any:
+    def _attribute(self, call: Call, content: Any) -> Any:
         if not isinstance(content, Tensor):
             return content
-        return self._buffer(self.paths.fresh(name), content, content.dtype)
+        known = call.shape.dtype if call.shape else None
+        return self._buffer(self.paths.fresh(call.name), content, known or content.dtype)
 
     def _buffer(self, name: str, content: Tensor, dtype: torch.dtype | None) -> fx.Node:
         self._hold(name, copied(content, dtype))

@@ -20,20 +20,20 @@ TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTr
 
 
 def blank(kind: type[nn.Module], *args: Any, **options: Any) -> Any:
-    """A layer of torch's whose weights hold no numbers yet, and were not drawn either."""
-    module: Any = _undrawn(kind)(*args, **options, device="meta")
-    module.__class__ = kind
+    """A layer of torch's whose weights hold no numbers yet: one made before, with dicts of its own.
+
+    To make each anew, as torch does, takes longer than all else of it.
+    """
+    module = kind.__new__(kind)
+    for name, value in vars(_made(kind, *args, **options)).items():
+        vars(module)[name] = value.copy() if isinstance(value, dict | set | list) else value
     return module
 
 
-@functools.cache
-def _undrawn(kind: type[nn.Module]) -> type[nn.Module]:
-    """The same layer without its initialisation, which takes longer than all else."""
-    return type(kind.__name__, (kind,), {"reset_parameters": _draw_nothing})
-
-
-def _draw_nothing(_: nn.Module) -> None:
-    """Stand for the initialisation."""
+@functools.lru_cache(maxsize=256, typed=True)
+def _made(kind: type[nn.Module], *args: Any, **options: Any) -> nn.Module:
+    """The layer that others are copies of; numbers are drawn for none."""
+    return kind(*args, **options, device="meta")
 
 
 def operator_module(value: Operator, parameter: Callable[[Tensor], nn.Parameter]) -> nn.Module:

@@ -39,7 +39,7 @@ def _require_cast(tensor: Tensor, dtype: torch.dtype) -> None:
     lengths: Tensor = TORCH.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     # What is not too long has no element that is too large, and no row that is not tiny underflows.
     least = limits.tiny * rows.shape[1] ** 0.5 if tensor.ndim > 1 else 0.0
-    low, high = lengths.aminmax() if lengths.numel() else (0.0, 0.0)
+    low, high = map(float, lengths.aminmax()) if lengths.numel() else (0.0, 0.0)
     if low >= least and high <= limits.max:
         return  # as is almost always so; a number that is none compares to nothing
     if bool((((lengths >= least) | (lengths == 0)) & (lengths <= limits.max)).all()):

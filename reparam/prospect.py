@@ -4,8 +4,8 @@ Most calls are the root of nothing that pays. To find that out must cost next to
 """
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
 
+from reparam.cached import cached
 from reparam.cost import cost
 from reparam.errors import Declined
 from reparam.expansion import affine_call, require_affordable
@@ -100,7 +100,7 @@ class Budget:
         self.spent |= self.affords(madds)
         return self.affords(madds)
 
-    @cached_property
+    @cached
     def _total(self) -> float:
         return sum(cost(call.value, 0).madds for call in _removable(self._root, self._through))
 

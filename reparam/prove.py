@@ -259,13 +259,16 @@ def _compared(old: Any, new: Any, alike: bool) -> tuple[int, int]:
         if not same:
             raise Rejected(f"its proof fails: {old!r} became {new!r}")
         return 0, 0
-    old, new = coerced((old, new), places_of((old, new)))
+    places = places_of((old, new))
+    old, new = coerced((old, new), places)
     if old.shape != new.shape:
         raise Rejected(f"its proof fails: {tuple(old.shape)} became {tuple(new.shape)}")
     apart = ~old.same(new)
     if bool(apart.any()):
         if not alike:
             raise UnmodelledError("both sides apply functions that nothing is known of differently")
+        if places.skewed:
+            raise UnmodelledError("a ReLU of numbers has no counterpart in a finite field")
         first = tuple(apart.nonzero()[0].tolist())
         raise Rejected(
             f"its proof fails: {int(apart.sum())} results of {tuple(old.shape)} differ, the first "

@@ -194,8 +194,9 @@ def _same_kind(root: Call, call: Call) -> None:
         floating = all(map(_floating, own | operands))
         require(floating, "the operands are not known to be floating-point")
     require(len((own | operands) - {None}) <= 1, "the dtypes differ")
-    if root != call and (held := call.value.tensors()):
-        devices = {tensor.device for tensor in (*root.value.tensors(), *held)}
+    if not (root == call or isinstance(call.value, Sum)):
+        held = (*root.value.tensors(), *call.value.tensors())
+        devices = {tensor.device for tensor in held}
         require(len(devices) <= 1, "the devices differ")
 
 

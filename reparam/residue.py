@@ -33,16 +33,19 @@ class Bound:
     Attributes:
         top, bottom: the degrees of numerators and denominators, at most.
         names: of what was drawn that they depend on.
+        skewed: whether a number took part whose residue has not its sign.
     """
 
     top: int = 0
     bottom: int = 0
     names: frozenset[str] = frozenset()
+    skewed: bool = False
 
     def raise_to(self, other: "Bound") -> None:
         """Let it bound elements of another tensor too."""
         self.top, self.bottom = max(self.top, other.top), max(self.bottom, other.bottom)
         self.names |= other.names
+        self.skewed |= other.skewed
 
 
 @dataclass(eq=False)
@@ -56,6 +59,7 @@ class Places:
             nothing is known of.
         arguments: how many of these were evaluated.
         applied: these functions, each with a fingerprint of its arguments in any order.
+        skewed: whether the sign was asked for of what is skewed, so that it may not be right.
     """
 
     count: int
@@ -64,6 +68,7 @@ class Places:
     degree: int = 0
     arguments: int = 0
     applied: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    skewed: bool = False
     _roots: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = field(default_factory=list[Any])
 
     def __post_init__(self) -> None:
@@ -75,7 +80,8 @@ class Places:
         if not bool(torch.isfinite(content).all()):
             raise UnmodelledError("a number that is not finite has no residue")
         part = residues(content.cpu())
-        return Residue(self, tuple(part.clone() for _ in range(self.count)), Bound())
+        skewed = not torch.equal(sign(part), torch.sign(content.cpu().double()))
+        return Residue(self, tuple(part.clone() for _ in range(self.count)), Bound(skewed=skewed))
 
     def draw(self, name: str, like: Tensor, kept: Tensor | None = None) -> "Residue":
         """Random functions of degree one, each with the sign of a number.

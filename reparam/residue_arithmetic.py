@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.field import LONGEST_SUM, inverse, reduced, sign
+from reparam.field import LONGEST_SUM, inverse, keeps_sign, reduced, sign
 from reparam.functions import convolve
 from reparam.residue import Bound, Places, Residue, UnmodelledError, VanishedError
 from reparam.residue_operators import at_each, handles, joint_bound, residue_of
@@ -17,8 +17,10 @@ from reparam.residue_operators import at_each, handles, joint_bound, residue_of
 
 def _made(places: Places, parts: list[Tensor], top: int, bottom: int, *given: Any) -> Residue:
     """A result of arithmetic, its elements reduced."""
-    names = joint_bound(given).names
-    return Residue(places, tuple(map(reduced, parts)), Bound(top, bottom, names))
+    bound = joint_bound(given)
+    numbers = [number for number in given if isinstance(number, int | float)]
+    skewed = bound.skewed or not all(map(keeps_sign, numbers))
+    return Residue(places, tuple(map(reduced, parts)), Bound(top, bottom, bound.names, skewed))
 
 
 def _pair(places: Places, x: Any, y: Any) -> list[tuple[Any, Any]]:
@@ -46,7 +48,7 @@ def _add(places: Places, func: Any, x: Any, y: Any, alpha: Any = 1) -> Residue:
     # Over the product of the denominators; a constant has none.
     tops = max(top + below, other + bottom)
     parts = [a + factor * b for a, b in _pair(places, x, y)]
-    return _made(places, parts, tops, bottom + below, x, y)
+    return _made(places, parts, tops, bottom + below, x, y, alpha)
 
 
 @handles("mul")
@@ -232,6 +234,7 @@ def _adaptive_avg_pool(places: Places, _: Any, x: Any, sizes: Any) -> Any:
 @handles("_prelu_kernel")
 def _prelu(places: Places, _: Any, x: Residue, slope: Residue) -> Residue:
     pairs = zip(x.parts, slope.parts, strict=True)
+    places.skewed |= x.bound.skewed
     parts = [torch.where(sign(a) > 0, a, a * b) for a, b in pairs]
     top, bottom = x.bound.top + slope.bound.top, x.bound.bottom + slope.bound.bottom
     return _made(places, parts, top, bottom, x, slope)
@@ -244,6 +247,7 @@ def _homogeneous(places: Places, func: Any, x: Residue, slope: float = 0.01) -> 
         func.overloadpacket.__name__
     ]
     parts = [torch.where(sign(part) > 0, part, below * part) for part in x.parts]
+    places.skewed |= x.bound.skewed
     return _made(places, parts, x.bound.top, x.bound.bottom, x)
 
 

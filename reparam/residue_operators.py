@@ -5,6 +5,7 @@ An operator that only moves elements is applied at each place by itself. Arithme
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ def _copied(places: Places, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if dtype is not None and not dtype.is_floating_point:
         raise UnmodelledError("a number that depends on weights is made an integer")
     parts = tuple(part.clone() for part in x.parts)
-    return Residue(places, parts, Bound(x.bound.top, x.bound.bottom, x.bound.names))
+    return Residue(places, parts, replace(x.bound))
 
 
 def _written(target: Residue, result: Residue) -> Residue:

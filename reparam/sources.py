@@ -153,8 +153,21 @@ def _build_timm(name: str, checkpoint: Path | None) -> nn.Module:
 
 
 def _build_own(module_name: str, path: str) -> nn.Module:
-    """Call a factory of the user's, found as `python -m` would find its module."""
-    source = f"{module_name}:{path}"
+    """Call a factory of the user's."""
+    source, factory = f"{module_name}:{path}", find(module_name, path)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise SourceError(
+            f"{source} is a {type(factory).__name__}, not a function or class that builds a model"
+        )
+    return _call(factory, source)
+
+
+def find(module_name: str, path: str) -> object:
+    """Something of the user's, its module found as `python -m` would find it.
+
+    Raises:
+        SourceError: if the module can't be imported, or does not have it.
+    """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -164,15 +177,10 @@ def _build_own(module_name: str, path: str) -> nn.Module:
             f"the module {module_name!r} can't be imported: {_sentence(error)}"
         ) from error
     try:
-        factory: object = functools.reduce(getattr, path.split("."), module)
+        return functools.reduce(getattr, path.split("."), module)
     except AttributeError as error:
         close = _suggestion(path, vars(module))
         raise SourceError(f"the module {module_name!r} has no {path!r}{close}") from error
-    if isinstance(factory, nn.Module) or not callable(factory):
-        raise SourceError(
-            f"{source} is a {type(factory).__name__}, not a function or class that builds a model"
-        )
-    return _call(factory, source)
 
 
 def _call(factory: Callable[[], object], name: str) -> nn.Module:

@@ -32,7 +32,8 @@ class State:
         now = vars(self.module)
         changed = [name for name in {**now, **self.attributes} if self._differs(name, now)]
         for container, content in self.containers:
-            if list(_items(container)) != list(_items(content)):
+            empty = not container and not content  # as most are
+            if not empty and list(_items(container)) != list(_items(content)):
                 if not _remembers(container, content):
                     changed += [n for n, value in self.attributes.items() if value is container]
                 container.clear()

@@ -1,8 +1,9 @@
 """Maps of one tensor, as they meet in a region: which of them become one, and what that costs."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
+from typing import NamedTuple
 
 from reparam.algebra import add, added_shape, identity_like, numberless, scale_output
 from reparam.composition import compose
@@ -11,8 +12,7 @@ from reparam.errors import Declined, require
 from reparam.values import Conv, Sum
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """One linear map of a tensor.
 
     Attributes:
@@ -30,8 +30,7 @@ class Term:
         return Term(map_, self.convolutions, self.skips)
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Maps of one tensor that are to be one map.
 
     Attributes:

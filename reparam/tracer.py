@@ -76,7 +76,7 @@ class Tracer(fx.Tracer):
         self.called: dict[str, nn.Module] = {}
         self.module_stack = _Scopes()
         self.tensors: dict[str, Tensor] = {}
-        self.examples = ExampleValues(self._attribute, inputs or {})
+        self.examples = ExampleValues(lambda path: attribute_at(self.root, path), inputs or {})
         self._given: dict[int, tuple[Tensor, int]] = {}
         self._held: dict[fx.Node, fx.Node] = {}
         self._autocast = _autocast()
@@ -119,11 +119,13 @@ class Tracer(fx.Tracer):
         """Stand for a node."""
         return TensorProxy(node, self)
 
-    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
+    def create_node(self, kind: str, target: Any, args: Any, *rest: Any, **more: Any) -> fx.Node:
         """Add a node; refuse one whose dtypes depend on where it stands."""
         if _autocast() != self._autocast:
             raise TraceError("it runs under autocast")
-        return super().create_proxy(*args, **kwargs)
+        node = super().create_node(kind, target, (), *rest, **more)
+        node.args = args  # given at once, fx would search them for raw symbolic sizes
+        return node
 
     def create_arg(self, a: Any) -> Any:
         """An argument or a result as the graph keeps it; dictionaries stay of their kind."""
@@ -272,9 +274,6 @@ class Tracer(fx.Tracer):
         """The paths of parameters and buffers, by identity: most models are of layers alone."""
         named: Any = (*self.root.named_parameters(), *self.root.named_buffers())
         return {id(tensor): name for name, tensor in reversed(named)}
-
-    def _attribute(self, path: str) -> Any:
-        return attribute_at(self.root, path)
 
     def _forget_after(self, last: fx.Node | None) -> None:
         """Erase what a trace that failed has left in the graph."""

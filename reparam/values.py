@@ -8,7 +8,6 @@ itself. Channel axes count from the end: for n spatial axes the channel axis is 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from reparam.cached import cached
 from reparam.functions import Sides, block_linear, convolve, pad
 
 
@@ -37,9 +37,9 @@ class Value:
         """The tensors that the value holds."""
         return self._tensors
 
-    @cached_property
+    @cached
     def _tensors(self) -> tuple[Tensor, ...]:
-        held = [getattr(self, name) for name in self.__dataclass_fields__]
+        held = map(vars(self).get, self.__dataclass_fields__)
         return tuple([tensor for tensor in held if isinstance(tensor, Tensor)])
 
 
@@ -73,17 +73,18 @@ class Conv(Value):
 
     def __post_init__(self) -> None:
         """Fill the hyper-parameters that were left out: stride 1, no padding, dilation 1."""
-        n = self.weight.ndim - 2
+        if self.stride and self.padding and self.dilation:
+            return  # as is most often so
         for name, default in (("stride", 1), ("padding", (0, 0)), ("dilation", 1)):
             if not getattr(self, name):
-                object.__setattr__(self, name, (default,) * n)
+                object.__setattr__(self, name, (default,) * self.n)
 
     @property
     def n(self) -> int:
         """The number of spatial axes."""
         return self.weight.ndim - 2
 
-    @cached_property
+    @cached
     def kernel(self) -> tuple[int, ...]:
         """The number of taps on each spatial axis."""
         return tuple(self.weight.shape[2:])
@@ -98,7 +99,7 @@ class Conv(Value):
         """The number of input channels."""
         return self.weight.shape[1] * self.groups
 
-    @cached_property
+    @cached
     def padded(self) -> bool:
         """Whether any side of any axis is padded."""
         return any(side > 0 for sides in self.padding for side in sides)
@@ -108,7 +109,7 @@ class Conv(Value):
         """Whether rows are left out at any side: its padding there is negative."""
         return any(side < 0 for sides in self.padding for side in sides)
 
-    @cached_property
+    @cached
     def symmetric(self) -> bool:
         """Whether torch's own layer pads so: as much before as after, and nothing left out."""
         return not self.cropped and all(before == after for before, after in self.padding)
@@ -119,12 +120,12 @@ class Conv(Value):
         one = prod(self.kernel) == 1 and prod(self.stride) == 1
         return one and not self.padded and not self.cropped
 
-    @cached_property
+    @cached
     def depthwise(self) -> bool:
         """Whether each output channel reads just the input channel of its own index."""
         return self.weight.shape[1] == 1 and self.groups == self.out_channels
 
-    @cached_property
+    @cached
     def affine(self) -> bool:
         """Whether it is `scale * x + shift`, a number of each per channel."""
         return self.depthwise and self.pointwise
@@ -161,13 +162,13 @@ class BatchNorm(Value):
     eps: float
     n: int | None
 
-    @cached_property
+    @cached
     def exact_scale(self) -> Tensor:
         """`gamma / sqrt(variance + eps)` in float64, (channels,)."""
         scale = torch.rsqrt(self.variance.double() + self.eps)
         return scale if self.weight is None else scale * self.weight
 
-    @cached_property
+    @cached
     def exact_shift(self) -> Tensor:
         """`beta - scale * mean` in float64, (channels,)."""
         moved = self.exact_scale * self.mean

@@ -18,6 +18,8 @@ from tests.with_torchvision import import_torchvision
 
 import_torchvision()
 
+collect_ignore = ["plugin"]  # a distribution of its own, which testing/test_plugin_installed runs
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # each worker is a process: more threads than cores only wait
 

@@ -1,30 +1,23 @@
 """What people get from `pip install`: three packages, typed, and no tests."""
 
 import subprocess
-import sys
-import sysconfig
 import tomllib
-import venv
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.fresh_environment import ROOT, build_wheel, environment
+
 PACKAGES = {"reparam", "passes", "fastvit_models"}
+PLUGIN = "pytest_reparam.py"
+"""Of pytest: a module of its own, since importing it must not import torch."""
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT],
-        capture_output=True,
-        check=True,
-    )
-    (path,) = folder.glob("*.whl")
-    return zipfile.ZipFile(path)
+    return zipfile.ZipFile(build_wheel(tmp_path_factory.mktemp("wheel")))
 
 
 def read_metadata(wheel: zipfile.ZipFile, name: str) -> str:
@@ -32,9 +25,9 @@ def read_metadata(wheel: zipfile.ZipFile, name: str) -> str:
     return wheel.read(path).decode()
 
 
-def test_holds_the_three_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_holds_the_three_packages_and_the_plugin(wheel: zipfile.ZipFile) -> None:
     tops = {PurePosixPath(path).parts[0] for path in wheel.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
+    assert {top for top in tops if not top.endswith(".dist-info")} == {*PACKAGES, PLUGIN}
 
 
 def test_holds_every_file_of_the_packages(wheel: zipfile.ZipFile) -> None:
@@ -53,6 +46,7 @@ def test_declares_the_command_and_the_doors(wheel: zipfile.ZipFile) -> None:
     entry_points.read_string(read_metadata(wheel, "entry_points.txt"))
     assert dict(entry_points["console_scripts"]) == {"reparam": "reparam.cli:main"}
     assert dict(entry_points["reparam.pipelines"]) == {"default": "passes:DEFAULT"}
+    assert dict(entry_points["pytest11"]) == {"reparam": "pytest_reparam"}
     assert dict(entry_points["reparam.models"]) == {"fastvit_models": "fastvit_models:MODELS"}
 
 
@@ -84,17 +78,11 @@ print(reparam.report(fused).after.operators["Conv2d"])
 
 @pytest.mark.parametrize("foreign", [False, True], ids=["plain", "beside_passes_of_ones_own"])
 def test_works_where_it_is_installed(wheel: zipfile.ZipFile, tmp_path: Path, foreign: bool) -> None:
-    environment, folder = tmp_path / "environment", tmp_path / "work"
+    folder = tmp_path / "work"
     (folder / "passes").mkdir(parents=True)
     if foreign:
         (folder / "passes" / "__init__.py").write_text("raise RuntimeError('not yours')")
-    venv.create(environment, with_pip=True)
-    binaries = environment / "bin"
-    (packages,) = environment.glob("lib/python*/site-packages")
-    # What the wheel depends on is at hand here; the wheel itself is not.
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    install = [binaries / "python", "-m", "pip", "install", "--no-deps", "--no-index"]
-    subprocess.run([*install, str(wheel.filename)], capture_output=True, check=True)
+    binaries = environment(tmp_path / "environment", Path(str(wheel.filename)))
     (folder / "use.py").write_text(USE)
     used = subprocess.run(
         [binaries / "python", "use.py"], cwd=folder, capture_output=True, text=True, check=False

@@ -1,0 +1,162 @@
+"""Check what one pass, or a pipeline, does to one model."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from reparam.capture import modules_of
+from reparam.compiler import compile as compile_model
+from reparam.errors import ReparamError
+from reparam.pipelines import Pass
+from reparam.report import Report, report
+from reparam.rewrite import Rewrite
+from reparam.testing.equivalence import difference
+from reparam.testing.failures import CheckFailed
+from reparam.testing.sameness import State, same, shared_memory
+from reparam.testing.watch import Watch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did to a model, all of it right.
+
+    Attributes:
+        applied: how many rewrites it made.
+        equal: how many were checked in float64.
+        proven: how many were proven over a finite field.
+        refused: why the driver did not make others, and how many for each reason.
+    """
+
+    applied: int
+    equal: int
+    proven: int
+    refused: Counter[str] = field(default_factory=Counter[str])
+
+
+def check_model(
+    rule: Pass,
+    model: nn.Module,
+    *inputs: Any,
+    given: bool = False,
+    prove: bool = True,
+) -> Outcome:
+    """Hold a pass to all that a pass promises, on one model.
+
+    Each of its rewrites is equal in float64, borders included, and over a finite field; it changes
+    neither the model nor the graph; asked twice, it answers the same. The compiled model as a whole
+    computes the same in the same dtype, shares no memory with the original, and a second compile
+    changes nothing.
+
+    Args:
+        rule: the pass.
+        model: in evaluation mode.
+        inputs: one example or several, of other sizes; each a tensor or a tuple of them.
+        given: whether to compile with the first as an example input.
+        prove: whether to prove each rewrite over a finite field too.
+
+    Returns:
+        What it did.
+
+    Raises:
+        CheckFailed: if anything of this does not hold.
+    """
+    examples = [(each,) if isinstance(each, Tensor) else tuple(each) for each in inputs]
+    example = examples[0] if given else None
+    state = State(model)
+    watch = Watch(rule, prove=prove) if isinstance(rule, Rewrite) else None
+    fused, account = _compiled(watch.rewrite if watch else rule, model, example)
+    name = name_of(rule)
+    if watch is not None:
+        if watch.broken is not None:
+            raise watch.broken
+        watch.unchanged()
+        _require(watch.finding is None, watch.finding or "")
+    failed = [r.message for r in account.missed if r.rule == name and _failed(r.message)]
+    _require(not failed, f"{name}: {', '.join(failed)}")
+    changed = state.changed(model)
+    _require(changed is None, f"{name} changes the model it is run on: {changed}")
+    taken = shared_memory(model, fused)
+    _require(taken is None, f"{name}: {taken} of the result lies in memory of the model")
+    applied = len(account.applied)
+    if watch is None:  # of a torch.fx pass, whether the graph is another than without it
+        applied = int(_code(_compiled(_leave, model, example)[0]) != _code(fused))
+    for each in examples if applied else examples[:1]:
+        found = difference(model, fused, each)
+        _require(found is None, f"{name}, the whole model {found}")
+    if applied:
+        _require_done(rule, fused, example)
+    refused = Counter(r.message for r in account.missed if r.rule == name)
+    equal, proven = (watch.equal, watch.proven) if watch else (applied, 0)
+    return Outcome(applied, equal, proven, refused)
+
+
+def name_of(rule: Pass) -> str:
+    """What remarks call a pass."""
+    named: Any = rule
+    own = named.name if isinstance(rule, Rewrite) else getattr(named, "__name__", None)
+    return str(own or type(named).__name__)
+
+
+def _compiled(
+    rule: Pass, model: nn.Module, example: tuple[Tensor, ...] | None
+) -> tuple[nn.Module, Report]:
+    """Compile with one pass, which nothing checks but we.
+
+    Raises:
+        CheckFailed: if that ends in an error.
+    """
+    try:
+        fused = compile_model(model, example, passes=(rule,), verify=False)
+    except ReparamError:
+        raise
+    except Exception as error:
+        finding = f"{name_of(rule)}: the compile fails with {type(error).__name__}: {error}"
+        raise CheckFailed(finding) from error
+    return fused, report(fused)
+
+
+def _leave(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """The torch.fx pass that does nothing."""
+    return graph_module
+
+
+def _code(model: nn.Module) -> tuple[str, list[str]]:
+    """What a compiled model does, and what its layers are."""
+    layers = [f"{name}: {layer}" for name, layer in modules_of(model) if name]
+    return str(getattr(model, "code", "")), layers
+
+
+def _require_done(rule: Pass, fused: nn.Module, example: tuple[Tensor, ...] | None) -> None:
+    """A second compile changes nothing.
+
+    It may where the first wrote one value as several calls, a padding by a constant say, of which
+    one can be folded by itself: then a third has to change nothing.
+
+    Raises:
+        CheckFailed: if it does.
+    """
+    again, account = _compiled(rule, fused, example)
+    name = name_of(rule)
+    if isinstance(rule, Rewrite) and account.applied:
+        fused = again
+        again, account = _compiled(rule, fused, example)
+    before, first = _code(fused), {k: t.clone() for k, t in fused.state_dict().items()}
+    if isinstance(rule, Rewrite):
+        more = [str(remark) for remark in account.applied]
+        _require(not more, f"{name} is not idempotent: a second compile does more, {more[:1]}")
+    elif _code(again) != before:
+        raise CheckFailed(f"{name} is not idempotent: a second compile changes the graph")
+    same_state = same(first, dict(again.state_dict()))
+    _require(same_state, f"{name} is not idempotent: a second compile changes weights")
+
+
+def _failed(message: str) -> bool:
+    """Whether a remark is of a pass that went wrong, and did not decline."""
+    return "the pass failed with" in message or "rolled back" in message
+
+
+def _require(condition: bool, finding: str) -> None:
+    if not condition:
+        raise CheckFailed(finding)

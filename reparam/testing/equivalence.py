@@ -1,0 +1,103 @@
+"""Assertions about models: compiled and original are the same function."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.compiler import compile as compile_model
+from reparam.errors import VerificationError
+from reparam.pipelines import Pass
+from reparam.report import report
+from reparam.runs import runs_on, split_inputs
+from reparam.testing.failures import CheckFailed
+from reparam.testing.sameness import State, shared_memory
+from reparam.verify import UNLUCKY, Equivalence, verify
+
+
+def assert_equivalent(model: nn.Module, fused: nn.Module, *inputs: Any) -> None:
+    """Assert that two models compute the same function, as `reparam.verify` judges it.
+
+    Args:
+        model: the original, in evaluation mode.
+        fused: what should be the same.
+        inputs: one example or several, of other sizes say; each a tensor, a tuple of positional
+            or a mapping of keyword arguments.
+
+    Raises:
+        CheckFailed: if they differ on one of the inputs, or one of them does not run.
+    """
+    for example in inputs:
+        try:
+            verify(model, fused, example).raise_if_different()
+        except VerificationError as error:
+            raise CheckFailed(f"on {described(example)}: {error}") from error
+
+
+def difference(model: nn.Module, fused: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
+    """In what a compiled model differs from its original beyond all bad luck, if it does.
+
+    Small models return few numbers, among which unlucky roundings do not even out; a wrong fold is
+    off by far more. In float64 there is no luck. Inputs that the model itself refuses are no
+    evidence.
+    """
+    if not runs_on(model, inputs):
+        return None
+    try:
+        found = verify(model, fused, inputs)
+    except VerificationError as error:
+        return f"on {described(inputs)}: {error}"
+    return None if _lucky(found) else f"on {described(inputs)}: {found}"
+
+
+def _lucky(found: Equivalence) -> bool:
+    exact = found.dtype == str(torch.float64).removeprefix("torch.")
+    return found.equivalent or (not exact and found.excess <= UNLUCKY)
+
+
+def described(inputs: Any) -> str:
+    """The sizes of inputs, for a message."""
+    args, kwargs = split_inputs(inputs)
+    several = (*args, *kwargs.values())
+    return " and ".join(str(tuple(each.shape)) for each in several if isinstance(each, Tensor))
+
+
+def assert_compiles(
+    model: nn.Module,
+    *inputs: Any,
+    passes: Sequence[Pass] | None = None,
+    given: bool = True,
+    at_least: int = 0,
+) -> nn.Module:
+    """Compile a model, and assert that the result is the same function and the model as it was.
+
+    Args:
+        model: in evaluation mode.
+        inputs: one example or several, of other sizes, as for `assert_equivalent`.
+        passes: as for `reparam.compile`.
+        given: whether to compile with the first as an example input.
+        at_least: how many rewrites have to be made.
+
+    Returns:
+        The result.
+
+    Raises:
+        CheckFailed: if anything of this does not hold.
+    """
+    state = State(model)
+    example = inputs[0] if given and inputs else None
+    try:
+        fused = compile_model(model, example, passes=passes)
+    except VerificationError as error:
+        raise CheckFailed(str(error)) from error
+    assert_equivalent(model, fused, *inputs)
+    if (changed := state.changed(model)) is not None:
+        raise CheckFailed(f"the compile changes the model that it is given: {changed}")
+    if (taken := shared_memory(model, fused)) is not None:
+        raise CheckFailed(f"{taken} of the result lies in memory of the model")
+    done = report(fused)
+    if len(done.applied) < at_least:
+        missed = "".join(f"\n  {remark}" for remark in done.missed)
+        raise CheckFailed(f"{len(done.applied)} rewrites were made, not {at_least}{missed}")
+    return fused
