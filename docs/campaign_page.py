@@ -36,6 +36,7 @@ to fuse; {rewrites:,} rewrites were made.
 | wrong results | {wrong} |
 | compiles that failed | {failed} |
 | rewrites that a check refused | {rejected} |
+| right results refused for roundings, in float32 or bfloat16 | {unlucky} |
 
 | pass | fired on |
 |---|---|
@@ -79,6 +80,7 @@ def _write(shards: list[Shard], theirs: Counter[str]) -> None:
         rewrites=sum(each.rewrites for each in shards),
         wrong=sum(len(each.wrong) for each in shards),
         failed=sum(len(each.failed) for each in shards),
+        unlucky=sum(each.unlucky for each in shards),
         rejected=sum(len(each.rejected) for each in shards),
     )
     for rule in passes.DEFAULT:

@@ -20,11 +20,15 @@ from reparam.values import BatchNorm, Conv
 from reparam.verify import ROUNDING
 
 
-def exact(conv: Conv) -> Conv:
-    """The same convolution with its tensors in float64, in which all folding is done."""
-    tensors = (conv.weight, conv.bias, conv.border)
-    weight, bias, border = (None if tensor is None else tensor.double() for tensor in tensors)
-    assert weight is not None
+def exact(conv: Conv, scaled: bool = False) -> Conv:
+    """The same convolution with its tensors in float64, in which all folding is done.
+
+    If it is about to be `scaled` by a float64 number per channel, that product widens the weight,
+    and there need be no copy of it before.
+    """
+    tensors = (conv.bias, conv.border)
+    bias, border = (None if tensor is None else tensor.double() for tensor in tensors)
+    weight = conv.weight if scaled else conv.weight.double()
     return replace(conv, weight=weight, bias=bias, border=border)
 
 
@@ -276,4 +280,4 @@ def equal_borders(a: Tensor | None, b: Tensor | None) -> bool:
 
 def significant(a: Tensor, b: Tensor) -> Tensor:
     """`a - b`, with zero where float64 rounding alone may tell the two apart."""
-    return torch.where(torch.isclose(a, b, rtol=ROUNDING, atol=0.0), 0.0, a - b)
+    return torch.where(torch.isclose(a.double(), b.double(), rtol=ROUNDING, atol=0.0), 0.0, a - b)

@@ -166,7 +166,8 @@ class Driver:
         old = _measure((c.value, c.traits.convolution) for c in dead)
         old += Cost(sum(c.constant_operations for c in dead), 0)
         new = _measure((part.value, kept.convolution) for part in parts)
-        require(new < old, f"it would not make the graph smaller: {_size(old)}, then {_size(new)}")
+        if not new < old:
+            raise Declined(f"it would not make the graph smaller: {_size(old)}, then {_size(new)}")
         root = next(iter(rewrite))
         dtype = None if root.shape is None else root.shape.dtype
         require_representable([part.value for part in parts], dtype)

@@ -170,7 +170,7 @@ def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
     if node.op == "call_module":
         module: Any = capture.attribute(str(node.target))
         if _is_torchs_own(node, capture):
-            inplace = vars(module).get("inplace", False) and not has_meaning(module)
+            inplace = module.__dict__.get("inplace", False) and not has_meaning(module)
             return _read(node)[:1] if inplace else []
         return [] if has_meaning(module) else _read(node)
     if node.op == "call_method":

@@ -66,6 +66,8 @@ class ExampleValues:
 
     def kind(self, node: fx.Node) -> type | None:
         """The type of what a node returns; without a value, what the call's name tells."""
+        if known.name(node.target) in SEQUENCES:
+            return tuple  # for which nothing has to run
         try:
             value: object = self(node)
         except TraceError:

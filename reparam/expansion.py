@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor
 
-from reparam.algebra import input_columns
+from reparam.algebra import exact, input_columns
 from reparam.composition import composed_border, composed_madds
 from reparam.cost import conv_madds
 from reparam.errors import Declined, require
@@ -62,7 +62,8 @@ def expanded_terms(
         return _columns(call, value, terms)
     (source,) = call.inputs
     wide, like = _beside(source, value, terms) if isinstance(value, NARROW) else (None, None)
-    inner = as_convolution(value, wide, like)
+    scaled = all(isinstance(term.map, Conv) and term.map.affine for term in terms)
+    inner = exact(value, scaled) if isinstance(value, Conv) else as_convolution(value, wide, like)
     skip = diagonal(call) or isinstance(value, NARROW)
     new: list[tuple[Call, Term]] = []
     for term in terms:

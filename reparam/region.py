@@ -186,7 +186,7 @@ def _candidates(
 def _same_kind(root: Call, call: Call) -> None:
     """Refuse to mix dtypes, which rounds differently from the original, and devices."""
     shapes = [source.shape for source in call.inputs]
-    operands = {None if shape is None else shape.dtype for shape in shapes}
+    operands = {shape and shape.dtype for shape in shapes}
     own = {shape.dtype for shape in (root.shape, call.shape) if shape is not None}
     if isinstance(call.value, Sum):  # of integers too, which no convolution would tell
         if len(shapes) > 1 and len(operands) == 1 and all(map(_floating, operands)):

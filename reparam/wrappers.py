@@ -20,8 +20,13 @@ WRAPPERS = {
 }
 """Where wrappers keep the model, by the names of their classes: most are costly to import."""
 
-EMPTIED = (OrderedDict, set)
+EMPTIED: tuple[Any, ...] = (OrderedDict, set)
 """What a module keeps hooks and the like in, of which most have none."""
+
+CONTAINERS: tuple[Any, ...] = (*EMPTIED, dict, list)
+
+PLAIN: tuple[Any, ...] = (bool, int, float, str, type(None))
+"""What can't be changed, and need not be copied."""
 
 LIBRARIES = ("torch.", "timm.")
 
@@ -73,13 +78,36 @@ def duplicate(content: Any, parts: dict[Any, Any] | None = None) -> Any:
         parts: what takes the place of parts, by their identity; copies are added to it.
     """
     memo: dict[Any, Any] = {} if parts is None else parts
-    for module in content.modules() if isinstance(content, nn.Module) else ():
+    is_module = isinstance(content, nn.Module)
+    if is_module and id(content) not in memo and (twin := _twin(content)) is not None:
+        memo[id(content)] = twin
+        return twin
+    for module in content.modules() if is_module else ():
         for value in vars(module).values():
             if type(value) in EMPTIED and not value:  # which `copy.deepcopy` would pickle
                 memo[id(value)] = type(value)()
             elif isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(content, memo)
+
+
+def _twin(layer: nn.Module) -> nn.Module | None:
+    """A copy of a layer of torch's that holds nothing but numbers and words: most activations.
+
+    To copy these one by one, as `copy.deepcopy` does, takes much longer.
+    """
+    kind = type(layer)
+    if not kind.__module__.startswith("torch.nn.modules."):
+        return None
+    twin = kind.__new__(kind)
+    for name, value in vars(layer).items():
+        if type(value) in PLAIN:
+            vars(twin)[name] = value
+        elif type(value) in CONTAINERS and not value:
+            vars(twin)[name] = value.copy()
+        else:
+            return None
+    return twin
 
 
 def _parametrized(module: Any) -> bool:

@@ -21,6 +21,7 @@ from reparam.algebra import (
     batch_norm_affine,
     border_bias,
     embed_kernel,
+    equal_borders,
     exact,
     identity_like,
     numberless,
@@ -380,3 +381,10 @@ def test_an_identity_beside_a_stride_is_declined() -> None:
     conv = conv1d(pad=1, stride=(2,))
     with pytest.raises(Declined, match="differ in stride"):
         add(conv, identity_like(conv, 1.0))
+
+
+def test_borders_of_two_dtypes_are_compared_as_numbers() -> None:
+    border = torch.tensor([0.5, -1.25])
+    assert equal_borders(border, border.double())
+    assert not equal_borders(border, border.double() + 1e-3)
+    assert equal_borders(border.double() * (1 + 1e-14), border)

@@ -41,6 +41,14 @@ def test_a_compiled_network_computes_the_same(model: nn.Module) -> None:
             assert relative_difference(old, new) <= EXACT
 
 
+def test_new_layers_are_in_evaluation_mode() -> None:
+    norm = nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Linear(6, 5)).eval()
+    fused = reparam.compile(model, passes=passes.DEFAULT)
+    assert reparam.report(fused).applied != ()
+    assert not any(module.training for module in fused.modules())
+
+
 @EXAMPLES
 @given(modules())
 def test_a_batch_norm_that_is_left_has_a_remark(model: nn.Module) -> None:

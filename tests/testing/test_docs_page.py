@@ -30,7 +30,8 @@ def shown() -> list[str]:
 def test_the_code_runs(tmp_path: Path) -> None:
     gains = ROOT / "tests" / "plugin"
     (tmp_path / "acme_passes.py").write_text(
-        f"import sys\n\nsys.path.append({str(gains)!r})\nfrom reparam_gains import fold_relu_gain\n"
+        f"import sys\n\nsys.path.append({str(gains)!r})\n"
+        "from reparam_gains import GainBlock, fold_relu_gain\n"
     )
     (tmp_path / "acme_models.py").write_text(MODELS)
     *tests, conftest = shown()
