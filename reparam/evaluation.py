@@ -129,7 +129,9 @@ def shapes(calls: list[Call], sizes: tuple[int, ...], images: int) -> dict[Call,
     for call in calls:
         # Of a tensor that nothing is known of, any shape is a test, if what reads it takes it.
         axes = (
-            (images, 3, *sizes) if call.shape is None else tuple(map(assignment, call.shape.axes))
+            (images, 3, *sizes[:2])
+            if call.shape is None
+            else tuple(map(assignment, call.shape.axes))
         )
         found_out[call] = axes if call.shape is None or call.shape.exact else (1, *axes)
     return found_out

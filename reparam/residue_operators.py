@@ -152,7 +152,11 @@ def _pad(places: Places, func: Any, x: Residue, pad: Any, value: Any = 0) -> Res
 
 @handles("masked_fill")
 def _masked_fill(places: Places, _: Any, x: Residue, mask: Tensor, value: Any) -> Any:
-    number = value if isinstance(value, Residue) else places.constant(torch.tensor(float(value)))
+    number = (
+        value
+        if isinstance(value, Residue)
+        else places.constant(torch.tensor(float(value), dtype=torch.float64))
+    )
     return torch.where(mask, number, x)
 
 
@@ -176,10 +180,10 @@ def _filled(places: Places, func: Any, x: Residue, *args: Any, **kwargs: Any) ->
     number = 0.0 if "zero" in name or "empty" in name else 1.0 if "ones" in name else args[-1]
     if dtype is not None and not dtype.is_floating_point:
         return torch.full(shape, number, dtype=dtype)
-    content = number.parts[0] if isinstance(number, Residue) else torch.tensor(float(number))
-    if isinstance(number, Residue) and number.bound.top:
-        return Residue(places, tuple(p.expand(shape).clone() for p in number.parts), number.bound)
-    return places.constant(content.expand(shape))
+    if isinstance(number, Residue):
+        parts = tuple(part.expand(shape).clone() for part in number.parts)
+        return Residue(places, parts, replace(number.bound))
+    return places.constant(torch.full(shape, float(number), dtype=torch.float64))
 
 
 @handles("eq", "ne")

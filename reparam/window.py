@@ -97,9 +97,10 @@ def swept(operands: Operands) -> tuple[tuple[int, ...], ...]:
     ]
     reach, stride = (max(numbers) for numbers in zip(*whole, strict=True))
     longest = reach + stride
-    # Axes are treated one by one: what shows at a size of one does, whatever the other's is.
+    # Axes are treated one by one: what shows at a size of one does, whatever the other's is. But
+    # two that are exchanged look alike where one of them is of one pixel, or both are of a size.
     pairs = [(size, size % longest + 1) for size in range(1, longest + 1)]
-    return tuple(pairs) if longest == 2 else (*pairs, (longest, longest))
+    return (*pairs, (longest, longest), tuple(longest + more for more in (1, 2, 3)))
 
 
 def _extent(

@@ -24,7 +24,7 @@ from reparam.lift import lift_graph
 from reparam.proof import CLAIM, Proof
 from reparam.prove import CHANCE, PLACES, prove_rewrite
 from reparam.rewrite import Rewrite
-from reparam.values import BatchNorm, Conv, Opaque, Sum
+from reparam.values import BatchNorm, Conv, Layout, Opaque, Sum
 from tests.passes.alone import Net
 from tests.randomised import randomised
 
@@ -341,3 +341,27 @@ def test_a_wrong_pass_is_rolled_back_and_told_of() -> None:
     assert not told.applied
     assert "its proof fails" in told.missed[0].message
     assert reparam.report(reparam.compile(model, passes=(wrong,))).applied  # float64 can't tell
+
+
+def test_axes_that_are_exchanged_are_told_apart() -> None:
+    """Where one of them is of one pixel, or both are of a size, a transposition is nothing."""
+
+    @rewrite
+    def drop_transposition(call: Call) -> Replace | None:
+        inner = call.inputs[0] if call.inputs else None
+        if inner is None or not isinstance(call.value, Layout) or call.value.kind != "reshape":
+            return None
+        return Replace(inner.inputs[0])
+
+    model = Net(lambda _, x: x.transpose(1, 2).reshape(x.shape))
+    values = lift_graph(capture(model.eval()), torch.randn(2, 5, 4))
+    call = next(c for c in values.calls() if getattr(c.value, "kind", "") == "reshape")
+    made = drop_transposition(call)
+    assert made is not None
+    with pytest.raises(Rejected):
+        prove_rewrite(drop_transposition, call, made.roots(call))
+
+
+def test_a_skip_by_a_decimal_is_proven() -> None:
+    model = Net(lambda net, x: net.conv(x) - 0.7 * x, conv=nn.Conv2d(4, 4, 3, padding=1))
+    assert proven(passes.fold_identity, model, IMAGES).proven

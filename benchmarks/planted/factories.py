@@ -1,0 +1,48 @@
+"""The blocks of the corpus as functions at the top of a module, as `check_pass` wants them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from benchmarks.planted.corpus import CORPUS
+from benchmarks.planted.examples import Block, Example
+
+Factory = Callable[[], nn.Module]
+
+
+class _Batched(Block):
+    """A block that takes batches alone: torch's layers would take the batch for channels."""
+
+    def __init__(self, example: Example) -> None:
+        super().__init__(example.run, example.layers())
+        self.rank = len(example.shape)
+
+    def forward(self, x: Tensor) -> Any:
+        if type(x) is Tensor and x.ndim != self.rank:
+            raise ValueError(f"it takes tensors of {self.rank} axes")
+        return super().forward(x)
+
+
+def _factory(example: Example, name: str) -> Factory:
+    """A function without arguments that returns the block; it goes by this name here."""
+
+    def made() -> nn.Module:
+        return _Batched(example)
+
+    made.__name__ = made.__qualname__ = name
+    globals()[name] = made
+    return made
+
+
+FACTORIES: dict[str, list[Factory]] = {
+    rule: [_factory(example, f"{rule}_{number}") for number, example in enumerate(examples)]
+    for rule, examples in CORPUS.items()
+}
+"""By the name of the pass that the blocks are for."""
+
+
+def shapes(rule: str) -> list[tuple[tuple[int, ...], int]]:
+    """What the blocks of a pass are given, and how many axes stand behind the channels."""
+    given = {example.shape for example in CORPUS[rule]}
+    return [(shape, len(shape) - 2 if len(shape) == 4 else 0) for shape in sorted(given)]

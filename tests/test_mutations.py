@@ -1,0 +1,48 @@
+"""The table of planted bugs stays honest: each can still be planted, and a few really are."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.planted.bugs import ROOT, Bug, load
+from passes import DEFAULT
+
+SAMPLE = ("eps-dropped", "select-bias", "statistics-in-place")
+"""One bug of a law, one that takes a rearrangement to show, and one that no proof sees."""
+
+
+@pytest.mark.parametrize("bug", load(), ids=lambda bug: bug.id)
+def test_bug_can_be_planted(bug: Bug) -> None:
+    """Its text stands once in its file, and what it becomes is another program."""
+    source = (ROOT / bug.file).read_text()
+    planted = bug.planted(source)
+    assert ast.dump(ast.parse(planted)) != ast.dump(ast.parse(source))
+    assert set(bug.passes) <= {rule.name for rule in DEFAULT}
+    assert bug.what
+    assert bug.kind in ("functional", "other")
+
+
+def test_bugs_are_many_and_everywhere() -> None:
+    """At least 200, some through every default pass."""
+    assert len(load()) >= 200
+    assert {name for bug in load() for name in bug.passes} == {rule.name for rule in DEFAULT}
+    assert {Path(bug.file).stem for bug in load()} >= {rule.name for rule in DEFAULT}
+
+
+@pytest.mark.long
+def test_sample_is_killed(tmp_path: Path) -> None:
+    """A few of them are planted, and found by whatever has to find them."""
+    only = [text for name in SAMPLE for text in ("--only", name)]
+    command = [sys.executable, "-m", "benchmarks.mutations", *only, "--record", str(tmp_path / "r")]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
+    )
+    for bug in (bug for bug in load() if bug.id in SAMPLE):
+        by = re.findall(rf"^{bug.id} \(\w+\), (\w+): (.*), [\d.]+ s$", done.stdout, re.MULTILINE)
+        found = dict(by)
+        assert "check_pass" in found["check"], done.stdout
+        assert bug.kind == "other" or "proof" in found["proof"], done.stdout
