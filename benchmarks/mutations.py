@@ -36,6 +36,9 @@ SECONDS = 400.0
 
 STAGES = ("proof", "check", "control", "alarms")
 
+ATTEMPTS = (False, True)
+"""`check_pass` is given its own graphs; then, where nothing shows, the blocks of the corpus too."""
+
 WANTED, GRAPHS = 10_000, 100
 """Rewrites without a bug, and how many graphs are drawn in one process for them."""
 
@@ -62,12 +65,12 @@ def keep(record: Path, rows: Rows, key: str, stage: str, row: dict[str, Any]) ->
         file.write(json.dumps([key, sources(), stage, row]) + "\n")
 
 
-def measured(bug: Bug, stage: str) -> dict[str, Any]:
+def measured(bug: Bug, stage: str, attempts: tuple[bool, ...]) -> dict[str, Any]:
     """What kills a bug: the proof, beside the check in float64, or `check_pass`."""
     begun = time.monotonic()
     task = partial(prove_trial, bug, bug.passes)
     if stage == "check":
-        task = partial(check_trial, bug, bug.passes)
+        task = partial(check_trial, bug, bug.passes, attempts)
     sent, ended = run(task, SECONDS)
     row: dict[str, Any] = {"id": bug.id, "ended": ended, "holes": []}
     for message in sent:
@@ -85,7 +88,7 @@ def control(record: Path, rows: Rows) -> None:
     for name in sorted({name for bug in load() for name in bug.passes}):
         if (name, "control") not in rows:
             begun = time.monotonic()
-            sent, ended = run(partial(check_trial, None, (name,)), SECONDS)
+            sent, ended = run(partial(check_trial, None, (name,), ATTEMPTS), SECONDS)
             row = {"ended": ended, "found": sent, "seconds": round(time.monotonic() - begun, 1)}
             keep(record, rows, name, "control", row)
 
@@ -123,13 +126,14 @@ def main(
     rows, stages = kept(record, old), stage or list(STAGES)
     which, of = map(int, shard.split("/"))
     bugs = [bug for bug in load() if not only or bug.id.startswith(tuple(only))]
+    attempts = ATTEMPTS[1:] if survivors else ATTEMPTS
     console = Console(width=120)
     for part in ("proof", "check"):
         for number, bug in enumerate(bugs if part in stages else ()):
             row = rows.get((bug.key, part), {})
             known = row and not again and not (survivors and table.survives(bug, part, row))
             if number % of == which and not known:
-                keep(record, rows, bug.key, part, measured(bug, part))
+                keep(record, rows, bug.key, part, measured(bug, part, attempts))
                 console.print(
                     table.line(bug, part, rows[bug.key, part]), highlight=False, markup=False
                 )

@@ -1,5 +1,6 @@
 """Blocks over tokens and features: norms, linear layers, attention, and the ways to get there."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,12 +115,13 @@ ROWS = [
 ]  # fmt: skip
 
 
-def _through(name: str, run: Forward, **layers: object) -> list[Example]:
+def _through(name: str, run: Forward, **layers: Callable[[], nn.Module]) -> list[Example]:
     """A norm or a scale, a shift too, and what is between it and a convolution."""
     return [
         block(f"{kind}, {name}", IMAGE, lambda m, x: run(m, m.z(x).sigmoid()),
               lambda kind=kind: {
-                  "n": _diagonal(kind), "a": C2(4, 6, 1), "z": C2(4, 4, 1), **layers})
+                  "n": _diagonal(kind), "a": C2(4, 6, 1), "z": C2(4, 4, 1),
+                  **{name: make() for name, make in layers.items()}})
         for kind in ("norm", "scale", "positive scale", "mixed scale", "positive norm")
     ]  # fmt: skip
 
@@ -187,20 +189,21 @@ INTO_READERS = [
     *_through("shuffle, conv", lambda m, x: m.a(_shuffled(m.n(x), 4)).sigmoid()),
     *_through("halves, convs",
               lambda m, x: on(m.n(x), lambda y: m.c(y[:, :2]) * m.d(y[:, 2:])),
-              c=C2(2, 4, 3), d=C2(2, 4, 3)),
-    *_through("two convs", lambda m, x: on(m.n(x), lambda y: m.a(y) * m.c(y)), c=C2(4, 6, 1)),
-    *_through("mean, linear", lambda m, x: m.l(m.n(x).mean((2, 3))), l=Lin(4, 3)),
+              c=lambda: C2(2, 4, 3), d=lambda: C2(2, 4, 3)),
+    *_through("two convs", lambda m, x: on(m.n(x), lambda y: m.a(y) * m.c(y)),
+              c=lambda: C2(4, 6, 1)),
+    *_through("mean, linear", lambda m, x: m.l(m.n(x).mean((2, 3))), l=lambda: Lin(4, 3)),
     *_through("tokens, linears",
               lambda m, x: on(m.n(x).flatten(2).transpose(1, 2), lambda y: m.k(y) @ m.l(y).mT),
-              k=Lin(4, 3), l=Lin(4, 3)),
+              k=lambda: Lin(4, 3), l=lambda: Lin(4, 3)),
     *_through("mean over channels, conv", lambda m, x: m.c(m.n(x).mean(1, keepdim=True)),
-              c=C2(1, 4, 3)),
+              c=lambda: C2(1, 4, 3)),
     *_through("transposed, conv over what was not channels",
               lambda m, x: m.c(m.n(m.p(x)).transpose(1, 2)),
-              c=C2(4, 4, 1), p=nn.AdaptiveAvgPool2d(4)),
+              c=lambda: C2(4, 4, 1), p=lambda: nn.AdaptiveAvgPool2d(4)),
     *_through("turned, linear over what was not channels",
               lambda m, x: m.l(m.n(m.p(x)).permute(0, 3, 1, 2)),
-              l=Lin(4, 3), p=nn.AdaptiveAvgPool2d(4)),
+              l=lambda: Lin(4, 3), p=lambda: nn.AdaptiveAvgPool2d(4)),
     *_through("max, conv", lambda m, x: m.a(F.max_pool2d(m.n(x), 2))),
 ]  # fmt: skip
 

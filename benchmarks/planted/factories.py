@@ -12,15 +12,18 @@ Factory = Callable[[], nn.Module]
 
 
 class _Batched(Block):
-    """A block that takes batches alone: torch's layers would take the batch for channels."""
+    """A block that takes what it is for alone: of shapes, torch's layers take more than run."""
 
     def __init__(self, example: Example) -> None:
         super().__init__(example.run, example.layers())
-        self.rank = len(example.shape)
+        self.shape = example.shape
 
     def forward(self, x: Tensor) -> Any:
-        if type(x) is Tensor and x.ndim != self.rank:
-            raise ValueError(f"it takes tensors of {self.rank} axes")
+        images = len(self.shape) == 4
+        if type(x) is Tensor and (
+            x.ndim != len(self.shape) or (images and x.shape[1] != self.shape[1])
+        ):
+            raise ValueError(f"it takes tensors such as {self.shape}")
         return super().forward(x)
 
 

@@ -176,10 +176,12 @@ def prove_trial(bug: Bug | None, names: tuple[str, ...], send: Send) -> None:
     })  # fmt: skip
 
 
-def check_trial(bug: Bug | None, names: tuple[str, ...], send: Send) -> None:
+def check_trial(
+    bug: Bug | None, names: tuple[str, ...], attempts: tuple[bool, ...], send: Send
+) -> None:
     """Run `check_pass` on the passes until it finds one wrong.
 
-    First as anybody would; where nothing comes of that, with the blocks of the corpus as well.
+    Each attempt says whether it is given the blocks of the corpus as well.
     """
     quiet()
     if bug is not None:
@@ -190,7 +192,7 @@ def check_trial(bug: Bug | None, names: tuple[str, ...], send: Send) -> None:
     from reparam.testing.strategies import SHAPES
 
     _find_only()
-    for own, name in itertools.product((False, True), names):
+    for own, name in itertools.product(attempts, names):
         rule: Rewrite = getattr(passes, name)
         options: dict[str, Any] = {}
         if own:
