@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -10,6 +11,9 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+MEMORY = 8 * 2**30
+"""Bytes of address space that a child may take: who knows what a bug makes it ask for."""
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -66,6 +70,7 @@ def _work(task: Callable[[Send], None], write: int) -> None:
         os.write(write, json.dumps(message).encode() + b"\n")
 
     try:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
