@@ -5,6 +5,7 @@ where it does not, it declines and says why. Nothing here knows of graphs, and f
 float64: `exact` and `batch_norm_affine` widen, the other laws keep the dtype they are given.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
@@ -26,6 +27,8 @@ def exact(conv: Conv, scaled: bool = False) -> Conv:
     If it is about to be `scaled` by a float64 number per channel, that product widens the weight,
     and there need be no copy of it before.
     """
+    if scaled and conv.bias is None and conv.border is None:
+        return conv
     tensors = (conv.bias, conv.border)
     bias, border = (None if tensor is None else tensor.double() for tensor in tensors)
     weight = conv.weight if scaled else conv.weight.double()
@@ -36,7 +39,8 @@ def affine(
     scale: Shaped[Tensor, " channels"], shift: Shaped[Tensor, " channels"] | None, n: int
 ) -> Conv:
     """`scale * x + shift`, a number of each per channel, over n spatial axes."""
-    return Conv(scale.reshape(-1, 1, *(1,) * n), shift, groups=scale.numel())
+    ones = (1,) * n
+    return Conv(scale.reshape(-1, 1, *ones), shift, ones, ((0, 0),) * n, ones, scale.numel())
 
 
 def identity_like(conv: Conv, coefficient: float) -> Conv:
@@ -138,20 +142,9 @@ def sum_grid(a: Conv, b: Conv) -> Grid:
         require(
             equal_borders(a.border, b.border), "the branches are padded with different constants"
         )
-    before: list[int] = []
-    taps: list[int] = []
-    dilation: list[int] = []
-    axes = zip(a.padding, b.padding, a.dilation, b.dilation, a.kernel, b.kernel, strict=True)
-    for (low_a, high_a), (low_b, high_b), step_a, step_b, taps_a, taps_b in axes:
-        reach_a, reach_b = step_a * (taps_a - 1), step_b * (taps_b - 1)
-        same_size = low_a + high_a - reach_a == low_b + high_b - reach_b
-        require(same_size, "the branches differ in output size")
-        step = gcd(step_a if taps_a > 1 else 0, step_b if taps_b > 1 else 0, low_a - low_b) or 1
-        before.append(max(low_a, low_b))
-        end = max(reach_a - low_a, reach_b - low_b)
-        taps.append((before[-1] + end) // step + 1)
-        dilation.append(step)
-    grid = Grid(tuple(before), tuple(taps), tuple(dilation))
+    grid = _joint(a.padding, b.padding, a.dilation, b.dilation, a.kernel, b.kernel)
+    if grid is None:
+        raise Declined("the branches differ in output size")
     for conv in (a, b):
         if conv.padding_mode != "zeros" and conv.padded:
             # Wider padding of these kinds fails on images that the narrower one still takes.
@@ -159,6 +152,35 @@ def sum_grid(a: Conv, b: Conv) -> Grid:
             same = grid.before == lows and span(grid.dilation, grid.taps) == reach
             require(same, f"the branches are padded differently, in mode {conv.padding_mode!r}")
     return grid
+
+
+@functools.lru_cache(1024)
+def _joint(
+    padding_a: Sides,
+    padding_b: Sides,
+    dilation_a: tuple[int, ...],
+    dilation_b: tuple[int, ...],
+    kernel_a: tuple[int, ...],
+    kernel_b: tuple[int, ...],
+) -> Grid | None:
+    """The smallest grid that holds the taps of two kernels, None if the outputs differ in size.
+
+    A network has few geometries, and a region is weighed by them again and again.
+    """
+    before: list[int] = []
+    taps: list[int] = []
+    dilation: list[int] = []
+    axes = zip(padding_a, padding_b, dilation_a, dilation_b, kernel_a, kernel_b, strict=True)
+    for (low_a, high_a), (low_b, high_b), step_a, step_b, taps_a, taps_b in axes:
+        reach_a, reach_b = step_a * (taps_a - 1), step_b * (taps_b - 1)
+        if low_a + high_a - reach_a != low_b + high_b - reach_b:
+            return None
+        step = gcd(step_a if taps_a > 1 else 0, step_b if taps_b > 1 else 0, low_a - low_b) or 1
+        before.append(max(low_a, low_b))
+        end = max(reach_a - low_a, reach_b - low_b)
+        taps.append((before[-1] + end) // step + 1)
+        dilation.append(step)
+    return Grid(tuple(before), tuple(taps), tuple(dilation))
 
 
 def span(dilation: tuple[int, ...], taps: tuple[int, ...]) -> tuple[int, ...]:

@@ -19,6 +19,15 @@ def found(argument: Any, kind: type | tuple[type, ...]) -> list[Any]:
     return leaves
 
 
+def give(node: fx.Node, args: Any) -> None:
+    """Set the arguments of a node that was made without them.
+
+    To make it with them, fx would search them for raw symbolic sizes; to set them as an attribute,
+    it would look the node up among its like. Both take longer than all else of it.
+    """
+    object.__setattr__(node, "args", args)
+
+
 def depends_on_inputs(node: fx.Node) -> bool:
     """Whether another input of the model could give another result of a call."""
     seen: set[fx.Node] = set()

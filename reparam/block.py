@@ -187,11 +187,11 @@ def _left_whole(captured: Capture, values: ValueGraph) -> Iterator[Remark]:
     for path, reason in captured.untraced.items():
         message = f"it can't be traced and stays as it is: {reason}"
         yield Remark("missed", "capture", path, message)
-    for call in values.calls():
-        value = call.value
-        if isinstance(value, Opaque) and value.reason and call.node.op == "call_function":
+    opaque = [(call, v) for call in values.calls() if isinstance(v := call.value, Opaque)]
+    for call, value in opaque:
+        if value.reason and call.node.op == "call_function":
             yield Remark("missed", "lift", call.name, value.reason)
-    internal = (c for c in values.calls() if known.internal(getattr(c.value, "target", None)))
+    internal = (call for call, value in opaque if known.internal(value.target))
     if (first := next(internal, None)) is not None:
         reason = "no pass knows torch's internal operators; compile before torch.export"
         yield Remark("missed", "lift", first.name, reason)

@@ -43,7 +43,7 @@ class Capture:
         return self._looked_up[path]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Source:
     """The traced call that a value was transcribed from.
 

@@ -43,6 +43,7 @@ class _Queue:
         self._next: dict[type[Value], list[int]] = {}
         self._order: dict[fx.Node, int] = {}
         self._waiting: list[deque[fx.Node]] = [deque() for _ in passes]
+        self._first = 0  # no call waits for an earlier pass
 
     def push(self, call: Call, order: int) -> None:
         """Let a call wait for a pass or a later one, unless it waits for an earlier one."""
@@ -50,6 +51,7 @@ class _Queue:
         order = self._following(type(call.value))[order]
         if order < self._order.get(node, len(self._waiting)):
             self._order[node] = order
+            self._first = min(self._first, order)
             waiting = self._waiting[order]
             # Calls come here as they leave the queue of an earlier pass, the latest first.
             if not waiting or node < waiting[0]:
@@ -68,12 +70,14 @@ class _Queue:
 
     def pop(self) -> tuple[Call, int] | None:
         """The next call, and the number of the pass that it waits for; None at the end."""
-        for order, waiting in enumerate(self._waiting):
+        while self._first < len(self._waiting):
+            order, waiting = self._first, self._waiting[self._first]
             while waiting:
                 node = waiting.pop()
                 if self._order.get(node) == order:
                     del self._order[node]
                     return Call(node), order
+            self._first += 1
         return None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from reparam.arguments import found, mapped
+from reparam.arguments import found, give, mapped
 from reparam.errors import Declined, require
 from reparam.facts import Facts, TensorFacts
 from reparam.inference import facts_of
@@ -83,7 +83,11 @@ class Call:
         for user in self.node.users:
             if not isinstance(user.target, Shape):
                 reader = Call(user)
-                readers += [reader for source in reader.inputs if source.node is self.node]
+                inputs = reader.inputs
+                if len(inputs) == 1:
+                    readers.append(reader)
+                else:
+                    readers += [reader for source in inputs if source.node is self.node]
         return tuple(readers)
 
     @property
@@ -145,7 +149,7 @@ class ValueGraph:
     def apply(self, value: Value, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Call:
         """Add a call at the insertion point."""
         node = self.graph.create_node("call_function", value, name=name)
-        node.args = args  # given at once, fx would search them for raw symbolic sizes
+        give(node, args)
         if kwargs:
             node.kwargs = kwargs
         node.meta["facts"] = facts_of(value, node.args, node.kwargs, _facts, self.symbols)
@@ -185,13 +189,16 @@ class ValueGraph:
         return new
 
     def forget(self, node: fx.Node) -> None:
-        """Let go of the weights of a call that is done with: fx keeps what it once looked up."""
+        """Let go of a call that is done with, and of its weights: fx keeps what it once named."""
         graph: Any = self.graph
+        graph._graph_namespace._obj_to_name.pop(node, None)
         looked_up: dict[Any, Any] = graph._find_nodes_lookup_table.table
         key = (node.op, node.target)
-        node.target = IDENTITY
-        if not looked_up.get(key):
+        alike = looked_up.get(key, {})
+        alike.pop(node, None)
+        if not alike:
             looked_up.pop(key, None)
+        object.__setattr__(node, "target", IDENTITY)  # fx itself would look it up anew
 
     def dead_after(self, rewrite: dict[Call, Expression]) -> set[Call]:
         """The calls that nothing would read after a rewrite, its roots included."""
@@ -200,7 +207,7 @@ class ValueGraph:
         pending = [source for root in rewrite for source in root.inputs]
         while pending:
             call = pending.pop()
-            if call in dead or call in kept or call.value in (INPUT, OUTPUT) or not removable(call):
+            if call in dead or call in kept or not removable(call):
                 continue
             if all(reader in dead for reader in call.readers):
                 dead.add(call)

@@ -83,6 +83,7 @@ class _Lifter:
             elif node not in self.constants:
                 self._call(node)
         self._drop_unused()
+        del self.learner  # it asks this for facts: a cycle, that would keep all calls ever made
         return self.values
 
     def _drop_unused(self) -> None:

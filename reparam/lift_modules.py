@@ -31,6 +31,9 @@ BATCH_NORM_AXES: dict[type[nn.Module], int | None] = {
 REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 """The dtypes of what can be folded."""
 
+PLAIN = {Tensor, nn.Parameter, nn.Buffer}
+"""The classes of tensors that compute nothing of their own."""
+
 Kinds = Mapping[type[nn.Module], Callable[[Any, int | None], Value | None]]
 """What each class of modules means."""
 
@@ -157,7 +160,6 @@ def plain_data(tensor: Any) -> Any:
 def _require_real(tensor: Any) -> None:
     if tensor is None:
         return
-    plain = isinstance(tensor, Tensor) and type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
-    require(plain, "one of its tensors is computed, or of a class of its own")
+    require(type(tensor) in PLAIN, "one of its tensors is computed, or of a class of its own")
     if tensor.dtype not in REAL:
         raise Declined(f"its tensors are {tensor.dtype}")

@@ -42,7 +42,6 @@ def rebind(graph: fx.Graph, attribute: Attribute) -> None:
             node.args = (node.args[0], sizes)
         elif node.op == "call_function" and node.target is F.pad and len(node.args) > 1:
             _rebind_border(graph, node, attribute)
-    graph.lint()
 
 
 def _rebind_border(graph: fx.Graph, padded: fx.Node, attribute: Attribute) -> None:
@@ -72,6 +71,7 @@ def _rebind_border(graph: fx.Graph, padded: fx.Node, attribute: Attribute) -> No
         reader.replace_input_with(padded, whole)
     for node in (*reversed(writes), padded):
         graph.erase_node(node)
+    graph.lint()
 
 
 def _assigns(user: fx.Node, padded: fx.Node) -> bool:

@@ -185,19 +185,17 @@ def _candidates(
 
 def _same_kind(root: Call, call: Call) -> None:
     """Refuse to mix dtypes, which rounds differently from the original, and devices."""
-    shapes = [source.shape for source in call.inputs]
-    operands = {shape and shape.dtype for shape in shapes}
-    own = {shape.dtype for shape in (root.shape, call.shape) if shape is not None}
-    if isinstance(call.value, Sum):  # of integers too, which no convolution would tell
-        if len(shapes) > 1 and len(operands) == 1 and all(map(_floating, operands)):
+    operands = {source.shape and source.shape.dtype for source in call.inputs}
+    dtypes = {shape.dtype for shape in (root.shape, call.shape) if shape is not None} | operands
+    summed = isinstance(call.value, Sum)
+    if summed and not all(map(_floating, dtypes)):  # integers, which no convolution would tell of
+        if len(call.inputs) > 1 and len(operands) == 1 and all(map(_floating, operands)):
             require_one_shape(call)  # the dtype of a broadcast sum is not known
-        floating = all(map(_floating, own | operands))
-        require(floating, "the operands are not known to be floating-point")
-    require(len((own | operands) - {None}) <= 1, "the dtypes differ")
-    if not (root == call or isinstance(call.value, Sum)):
+        raise Declined("the operands are not known to be floating-point")
+    require(len(dtypes - {None}) <= 1, "the dtypes differ")
+    if not (summed or root == call):
         held = (*root.value.tensors(), *call.value.tensors())
-        devices = {tensor.device for tensor in held}
-        require(len(devices) <= 1, "the devices differ")
+        require(len({tensor.device for tensor in held}) <= 1, "the devices differ")
 
 
 def _floating(dtype: torch.dtype | None) -> bool:

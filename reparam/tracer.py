@@ -20,7 +20,7 @@ from torch.fx.proxy import TraceError, TracerBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import known
-from reparam.arguments import depends_on_inputs
+from reparam.arguments import depends_on_inputs, give
 from reparam.example_values import ExampleValues
 from reparam.meaning import has_meaning
 from reparam.paths import attribute_at
@@ -124,7 +124,7 @@ class Tracer(fx.Tracer):
         if _autocast() != self._autocast:
             raise TraceError("it runs under autocast")
         node = super().create_node(kind, target, (), *rest, **more)
-        node.args = args  # given at once, fx would search them for raw symbolic sizes
+        give(node, args)
         return node
 
     def create_arg(self, a: Any) -> Any:
