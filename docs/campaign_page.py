@@ -6,6 +6,7 @@ where it was.
 
 import json
 import os
+import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -27,9 +28,9 @@ HEAD = """\
 # A campaign of generated graphs
 
 {graphs:,} graphs of `reparam.testing.graphs()` through `reparam.compile` with the default passes,
-half of them with checks and half without, each result compared with its original at several sizes
-(`tests/campaign.py`; `make evidence` does it again). On {matched:.1%} of them there was something
-to fuse; {rewrites:,} rewrites were made.
+half of them with checks and half without, each result compared with its original at several sizes,
+and as to the memory that it lies in (`tests/campaign.py`; `make evidence` does it again). On
+{matched:.1%} of them there was something to fuse; {rewrites:,} rewrites were made.
 
 | | graphs |
 |---|---|
@@ -44,7 +45,7 @@ to fuse; {rewrites:,} rewrites were made.
 
 TORCH = """
 PyTorch's own fuser, `torch.fx.experimental.optimization.fuse`, on the first {graphs:,} of these
-graphs:
+graphs, which took {seconds:.0f} seconds:
 
 | | graphs |
 |---|---|
@@ -63,8 +64,10 @@ def main() -> None:
             done[seed] = found
             with DONE.open("a") as file:
                 file.write(json.dumps([seed, found]) + "\n")
+        begun = time.monotonic()
         theirs = sum(pool.map(fused_by_torch, range(BY_TORCH)), Counter[str]())
-    _write([Shard(**found) for found in done.values()], theirs)
+        seconds = time.monotonic() - begun
+    _write([Shard(**found) for found in done.values()], theirs, seconds)
 
 
 def _single() -> None:
@@ -72,7 +75,7 @@ def _single() -> None:
     torch.set_num_threads(1)
 
 
-def _write(shards: list[Shard], theirs: Counter[str]) -> None:
+def _write(shards: list[Shard], theirs: Counter[str], seconds: float) -> None:
     graphs = sum(each.graphs for each in shards)
     lines = HEAD.format(
         graphs=graphs,
@@ -86,7 +89,7 @@ def _write(shards: list[Shard], theirs: Counter[str]) -> None:
     for rule in passes.DEFAULT:
         fired = sum(each.fired.get(rule.name, 0) for each in shards)
         lines += f"| `{rule.name}` | {fired:,} |\n"
-    lines += TORCH.format(graphs=theirs.total())
+    lines += TORCH.format(graphs=theirs.total(), seconds=seconds)
     lines += "".join(f"| {outcome} | {count} |\n" for outcome, count in theirs.most_common())
     PAGE.write_text(lines)
 

@@ -7,14 +7,14 @@ After:
     y = pad(conv(x; W, b − c), 0) + c
 
 Algebra:
-    A padding runs on zeros: the constant is taken off before it and added behind it. A layer takes
-    it off in its bias, for nothing.
+    pad(y, c) = pad(y − c, 0) + c. A layer takes c off in its bias, for nothing.
 
 Legal when:
     Nothing else reads the layer.
 
 Profitable when:
-    No kernel behind the padding has taken it in: what is left of it is one addition less.
+    No kernel behind the padding has taken it in, and the constant differs between channels: one
+    number for all is as cheap to pad with as zero.
 """
 
 from dataclasses import replace

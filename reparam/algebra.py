@@ -97,6 +97,10 @@ class Grid(NamedTuple):
     dilation: tuple[int, ...]
 
 
+Geometry = tuple[Sides, tuple[int, ...], tuple[int, ...]]
+"""Padding, dilation and extent of a kernel."""
+
+
 def embed_kernel(conv: Conv, grid: Grid) -> Conv:
     """The same map with its kernel set into a larger or finer grid; the padding grows with it."""
     before = tuple(low for low, _ in conv.padding)
@@ -142,7 +146,7 @@ def sum_grid(a: Conv, b: Conv) -> Grid:
         require(
             equal_borders(a.border, b.border), "the branches are padded with different constants"
         )
-    grid = _joint(a.padding, b.padding, a.dilation, b.dilation, a.kernel, b.kernel)
+    grid = _joint((a.padding, a.dilation, a.kernel), (b.padding, b.dilation, b.kernel))
     if grid is None:
         raise Declined("the branches differ in output size")
     for conv in (a, b):
@@ -155,32 +159,21 @@ def sum_grid(a: Conv, b: Conv) -> Grid:
 
 
 @functools.lru_cache(1024)
-def _joint(
-    padding_a: Sides,
-    padding_b: Sides,
-    dilation_a: tuple[int, ...],
-    dilation_b: tuple[int, ...],
-    kernel_a: tuple[int, ...],
-    kernel_b: tuple[int, ...],
-) -> Grid | None:
+def _joint(a: Geometry, b: Geometry) -> Grid | None:
     """The smallest grid that holds the taps of two kernels, None if the outputs differ in size.
 
     A network has few geometries, and a region is weighed by them again and again.
     """
-    before: list[int] = []
-    taps: list[int] = []
-    dilation: list[int] = []
-    axes = zip(padding_a, padding_b, dilation_a, dilation_b, kernel_a, kernel_b, strict=True)
-    for (low_a, high_a), (low_b, high_b), step_a, step_b, taps_a, taps_b in axes:
+    found: list[tuple[int, int, int]] = []
+    axes = zip(*a, *b, strict=True)
+    for (low_a, high_a), step_a, taps_a, (low_b, high_b), step_b, taps_b in axes:
         reach_a, reach_b = step_a * (taps_a - 1), step_b * (taps_b - 1)
         if low_a + high_a - reach_a != low_b + high_b - reach_b:
             return None
         step = gcd(step_a if taps_a > 1 else 0, step_b if taps_b > 1 else 0, low_a - low_b) or 1
-        before.append(max(low_a, low_b))
-        end = max(reach_a - low_a, reach_b - low_b)
-        taps.append((before[-1] + end) // step + 1)
-        dilation.append(step)
-    return Grid(tuple(before), tuple(taps), tuple(dilation))
+        first, last = max(low_a, low_b), max(reach_a - low_a, reach_b - low_b)
+        found.append((first, (first + last) // step + 1, step))
+    return Grid(*(tuple(axis[part] for axis in found) for part in range(3)))
 
 
 def span(dilation: tuple[int, ...], taps: tuple[int, ...]) -> tuple[int, ...]:

@@ -48,8 +48,9 @@ def cost(value: Value, channels: int, pixels: float = 1, layer: bool = False) ->
             additions = len(coefficients) - 1
             unary = coefficients == (1.0,)
             return Cost(multiples + additions + unary, (multiples + additions) * channels * pixels)
-        case Pad():  # by a constant it takes a difference before it, and a sum behind it
-            return Cost(1 if value.border is None else 3, 0)
+        case Pad():  # by a constant of each channel, that is padded itself, and what is left added
+            several = value.border is not None and value.border.numel() > 1
+            return Cost(4 if several else 1, 0)
         case Constant() | Shape():
             return FREE
         case AvgPool():

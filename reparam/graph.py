@@ -7,7 +7,7 @@ the nodes. Once it is lifted, only the driver edits it, through `ValueGraph.repl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 
@@ -83,11 +83,7 @@ class Call:
         for user in self.node.users:
             if not isinstance(user.target, Shape):
                 reader = Call(user)
-                inputs = reader.inputs
-                if len(inputs) == 1:
-                    readers.append(reader)
-                else:
-                    readers += [reader for source in inputs if source.node is self.node]
+                readers += [reader for source in reader.inputs if source.node is self.node]
         return tuple(readers)
 
     @property
@@ -190,14 +186,12 @@ class ValueGraph:
 
     def forget(self, node: fx.Node) -> None:
         """Let go of a call that is done with, and of its weights: fx keeps what it once named."""
-        graph: Any = self.graph
+        graph, key = cast("Any", self.graph), (node.op, node.target)
         graph._graph_namespace._obj_to_name.pop(node, None)
-        looked_up: dict[Any, Any] = graph._find_nodes_lookup_table.table
-        key = (node.op, node.target)
-        alike = looked_up.get(key, {})
+        alike: dict[fx.Node, None] = graph._find_nodes_lookup_table.table.get(key, {})
         alike.pop(node, None)
         if not alike:
-            looked_up.pop(key, None)
+            graph._find_nodes_lookup_table.table.pop(key, None)
         object.__setattr__(node, "target", IDENTITY)  # fx itself would look it up anew
 
     def dead_after(self, rewrite: dict[Call, Expression]) -> set[Call]:

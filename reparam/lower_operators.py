@@ -97,17 +97,29 @@ def write_operator(
         case Pad(padding, mode, border):
             if border is None:
                 return write_padding(graph, x, padding, mode)
+            if border.numel() == 1:
+                return write_padding(graph, x, padding, mode, float(border))
+            # To take it off before and add it behind would round what is not at the border.
             constant = buffer(border.reshape(-1, *(1,) * value.n))
-            inner = graph.call_function(operator.sub, (x, constant))
-            padded = write_padding(graph, inner, padding, mode)
-            return graph.call_function(operator.add, (padded, constant))
+            inside = graph.call_method("expand_as", (constant, x))
+            zeroed = write_padding(graph, inside, padding, mode)
+            whole = graph.get_attr(str(constant.target))  # anew, as in what is traced again
+            rim = graph.call_function(operator.sub, (whole, zeroed))
+            padded = write_padding(graph, x, padding, mode)
+            return graph.call_function(operator.add, (padded, rim))
 
 
-def write_padding(graph: fx.Graph, x: fx.Node, padding: Sides, padding_mode: str) -> fx.Node:
-    """Add a padding, with zeros or by a mode of convolutions, as torch's function."""
+def write_padding(
+    graph: fx.Graph,
+    x: fx.Node,
+    padding: Sides,
+    padding_mode: str,
+    constant: float | None = None,
+) -> fx.Node:
+    """Add a padding, by a constant or by a mode of convolutions, as torch's function."""
     sides = [side for pair in reversed(padding) for side in pair]
     mode = "constant" if padding_mode == "zeros" else padding_mode
-    options: dict[str, Any] = {"mode": mode, "value": None}
+    options: dict[str, Any] = {"mode": mode, "value": constant}
     return graph.call_function(F.pad, (x, sides), options)
 
 

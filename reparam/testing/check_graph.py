@@ -40,8 +40,8 @@ def check_graph(graph: Graph, passes: Sequence[Pass] | None = None) -> Report:
                 raise CheckFailed(f"the compiled model, {found}")
         if (changed := state.changed(model)) is not None:
             raise CheckFailed(f"the compile changes the model that it is given: {changed}")
-        if (taken := shared_memory(model, fused)) is not None:
-            raise CheckFailed(f"{taken} of the result lies in memory of the model")
+        if (taken := shared_memory(model, fused, graph.example())) is not None:
+            raise CheckFailed(taken)
         account = report(fused)
         failed = [str(remark) for remark in account.missed if "the pass failed" in remark.message]
         if failed:

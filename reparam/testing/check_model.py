@@ -77,8 +77,8 @@ def check_model(
     _require(not failed, f"{name}: {', '.join(failed)}")
     changed = state.changed(model)
     _require(changed is None, f"{name} changes the model it is run on: {changed}")
-    taken = shared_memory(model, fused)
-    _require(taken is None, f"{name}: {taken} of the result lies in memory of the model")
+    taken = shared_memory(model, fused, examples[0])
+    _require(taken is None, f"{name}: {taken}")
     applied = len(account.applied)
     if watch is None:  # of a torch.fx pass, whether the graph is another than without it
         applied = int(_code(_compiled(_leave, model, example)[0]) != _code(fused))

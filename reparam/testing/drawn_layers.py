@@ -169,18 +169,24 @@ def same_average(d: Draft, x: Drawn) -> Drawn:
     return d.call("pool", f"nn.AvgPool{x.n}d(3, 1, padding=1{counted})", x)
 
 
-def padded(d: Draft, x: Drawn) -> Drawn:
-    """A tensor continued beyond its border: by a function, a layer, or an assignment."""
+def padded(d: Draft, x: Drawn, *, constant: bool = False) -> Drawn:
+    """A tensor continued beyond its border: by a function, a layer, or an assignment.
+
+    With `constant`, by one that is not zero.
+    """
     sides = [d.choose(1, 0, 2) for _ in range(2 * x.n)]
     narrow = max(sides) >= min(x.sizes)
-    form = d.choose("zeros", "constant", "layer", "border", "reflect", "circular")
+    forms = ("constant", "border")
+    if not constant:
+        forms = ("zeros", *forms, "layer", "reflect", "circular")
+    form = d.choose(*forms)
     if form == "border" and x.n == 2:
         parameter = d.parameter(x.channels)
         rows = (":, :, 0:1, :", ":, :, -1:, :", ":, :, :, 0:1", ":, :, :, -1:")
         code = "{out} = F.pad({0}, (1, 1, 1, 1))\nborder = {p}.view(1, -1, 1, 1)\n"
         code += "\n".join(f"{{out}}[{index}] = border" for index in rows)
         return d.step(code, x, owned=(parameter,))
-    if form == "constant":
+    if form == "constant" or constant:
         return d.step(f"F.pad({{0}}, {tuple(sides)}, value=0.5)", x)
     if form == "layer" and x.n == 2:
         name = d.choose("Zero", "Replication", "Reflection") if not narrow else "Zero"

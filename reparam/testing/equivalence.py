@@ -94,8 +94,8 @@ def assert_compiles(
     assert_equivalent(model, fused, *inputs)
     if (changed := state.changed(model)) is not None:
         raise CheckFailed(f"the compile changes the model that it is given: {changed}")
-    if (taken := shared_memory(model, fused)) is not None:
-        raise CheckFailed(f"{taken} of the result lies in memory of the model")
+    if (taken := shared_memory(model, fused, inputs[0] if inputs else None)) is not None:
+        raise CheckFailed(taken)
     done = report(fused)
     if len(done.applied) < at_least:
         missed = "".join(f"\n  {remark}" for remark in done.missed)

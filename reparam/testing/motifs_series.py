@@ -52,6 +52,12 @@ def pad_conv(d: Draft, x: Drawn) -> Drawn:
     return any_conv(d, padded(d, x), padded=d.choose(False, False, None))
 
 
+def conv_pad(d: Draft, x: Drawn) -> Drawn:
+    """A padding by a constant behind a convolution, and no kernel behind it that takes it in."""
+    y = padded(d, any_conv(d, x), constant=True)
+    return d.step(d.choose("F.relu({0})", "F.gelu({0})"), y) if d.flip() else y
+
+
 def average_conv(d: Draft, x: Drawn) -> Drawn:
     """An average pooling before a convolution."""
     y = average(d, x)
@@ -144,6 +150,7 @@ SERIES_MOTIFS = (
     norm_conv,
     two_convs,
     pad_conv,
+    conv_pad,
     average_conv,
     conv_average,
     rows_conv,

@@ -1,14 +1,17 @@
 """Whether two answers of a pass are the same, and whether a graph or a model is as it was."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from reparam.capture import modules_of
 from reparam.graph import Apply, Call, Expression
 from reparam.known import hooked
+from reparam.runs import runs_on, split_inputs
 from reparam.values import Value
 
 
@@ -77,12 +80,45 @@ def _modules(model: nn.Module) -> list[tuple[Any, ...]]:
     ]
 
 
-def shared_memory(model: nn.Module, fused: nn.Module) -> str | None:
-    """The name of a tensor of the result that lies in memory of the model, if any does."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(model).values()} - {0}
-    taken = (
-        name
-        for name, tensor in _tensors(fused).items()
-        if tensor.untyped_storage().data_ptr() in own
-    )
-    return next(taken, None)
+def shared_memory(model: nn.Module, fused: nn.Module, inputs: Any) -> str | None:
+    """What of the compiled model lies in memory that it must not, if anything does.
+
+    No tensor of its own lies in memory of the model. A result is a tensor of its own where the
+    model's is: not an input, nor a weight, nor another result. Inputs that the model itself
+    refuses are no evidence.
+    """
+    own = {_memory(tensor) for tensor in _tensors(model).values()} - {0}
+    for name, tensor in _tensors(fused).items():
+        if _memory(tensor) in own:
+            return f"{name} of the result lies in memory of the model"
+    if not runs_on(model, inputs):
+        return None
+    more = _shared(fused, inputs) - _shared(model, inputs)
+    for number, other in sorted(more):
+        return f"output {number} of the result lies in memory of {other}"
+    return None
+
+
+def _shared(model: nn.Module, inputs: Any) -> set[tuple[int, str]]:
+    """Of a run, which outputs lie in memory of what else."""
+    model = copy.deepcopy(model)  # a forward may write to it
+    args, kwargs = split_inputs(pytree.tree_map_only(Tensor, Tensor.clone, inputs))
+    with torch.no_grad():
+        outputs = _leaves(model(*args, **kwargs))
+    owners = {_memory(tensor): "a weight" for tensor in _tensors(model).values()}
+    owners |= {_memory(t): f"input {number}" for number, t in enumerate(_leaves((args, kwargs)))}
+    shared: set[tuple[int, str]] = set()
+    for number, memory in enumerate(map(_memory, outputs)):
+        if memory:
+            other = owners.setdefault(memory, f"output {number}")
+            shared |= {(number, other)} - {(number, f"output {number}")}
+    return shared
+
+
+def _leaves(structure: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, Tensor)]
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where a tensor lies; 0 for one without memory."""
+    return tensor.untyped_storage().data_ptr()
