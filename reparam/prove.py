@@ -2,7 +2,8 @@
 
 The pass is asked again about the same calls, their weights, statistics and inputs being random
 residues, and what it returns is compared with what it replaces, exactly. Two rational functions
-that differ are equal at a random place with a probability of about their degree over the prime.
+that differ are equal at a random place with a probability of at most their degree over the number
+of residues that are drawn from, about half the prime.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -33,7 +34,7 @@ from reparam.residue import (
 )
 from reparam.rewrite import Rewrite
 from reparam.values import BatchNorm, Conv, Value
-from reparam.window import flat_sizes, swept, window
+from reparam.window import swept, tried, window
 
 SEED = 19600420
 """The places are the same in every run, so that a proof is reproducible."""
@@ -57,7 +58,7 @@ def prove_rewrite(
     """Prove what a pass returned for a call, the graph being as it was then.
 
     Raises:
-        Rejected: if the two sides differ; it names the smallest size tried at which they do.
+        Rejected: if the two sides differ; it names the shape of the first result that does.
     """
     operands, count, degree = Operands.of(rewrite), PLACES, 0
     while count <= MOST_PLACES:
@@ -65,7 +66,7 @@ def prove_rewrite(
             proof = _proof(rule, call, operands, count, seed)
         except UnmodelledError as unmodelled:
             return Proof(str(unmodelled))
-        except Declined:
+        except Rejected:
             raise
         except Exception as error:  # what a pass or a layer does with residues may be anything
             return Proof(f"the proof fails with {type(error).__name__}: {first_line(error)}")
@@ -95,7 +96,7 @@ class _Replay:
     ) -> None:
         self.rule, self.call, self.operands = rule, call, operands
         self.count, self.seed = count, seed
-        self.form = _form(operands.rewrite)
+        self.form, self.seen = _form(operands.rewrite), window(operands)
         self.weights = {
             f"{holder.name}.{name}": tensor
             for holder in operands.evaluated()
@@ -111,9 +112,9 @@ class _Replay:
         """
         kinds = frozenset(name for name, w in self.weights.items() if special(w).any())
         reason = "for random weights the pass does something else"
-        for related, kept in product((False, True), (frozenset[str](), kinds)):
-            if (related and not self.borders) or (kept is kinds and not kinds):
-                continue
+        relations = (False, True) if self.borders else (False,)
+        choices = (frozenset[str](), kinds) if kinds else (kinds,)
+        for related, kept in product(relations, choices):
             try:
                 premises = Premises(kept, related)
                 least = self._least(premises) if kept else premises
@@ -145,14 +146,14 @@ class _Replay:
                 return None
             told = tuple(premises.told(self.weights, self.borders, places.looked))
             wide: dict[Value, Value] = {}
-            others = (window(self.operands).large, *flat_sizes(self.operands))
-            for sizes in (*swept(self.operands), *others):
-                if compared and sizes in others:
+            for sizes, spare in tried(swept(self.operands), self.seen, self.operands):
+                if compared and spare:
                     break
-                for old, new, alike in self._sides(again, sizes, places, wide):
+                sides = list(self._sides(again, sizes, places, wide))
+                compared += bool(sides)
+                for old, new, alike in sides:
                     top, below = _compared(old, new, alike)
                     degree, bottom = max(degree, top), max(bottom, below)
-                    compared += 1
         if not compared:
             raise UnmodelledError("what it replaces does not run by itself")
         chance = places.chance(degree, bottom)
@@ -221,8 +222,7 @@ class _Replay:
 
         With each pair, whether the functions that nothing is known of had the same arguments.
         """
-        images = window(self.operands).images
-        given = shapes(self.operands.drawn, sizes, images)
+        given = shapes(self.operands.drawn, sizes, self.seen.images)
         if min(chain(*given.values()), default=1) < 1:
             return  # what it is computed from would have failed
         drawn: dict[Call, Tensor] = {
@@ -242,7 +242,8 @@ class _Replay:
         except (UnmodelledError, VanishedError):
             raise
         except Exception as error:
-            raise Rejected(f"its proof fails: at {sizes} the new side raises {error}") from error
+            raised = f"{type(error).__name__}: {first_line(error)}"
+            raise Rejected(f"its proof fails: at {sizes} the new side raises {raised}") from error
         alike = applied == places.applied
         yield from ((before, after, alike) for before, after in zip(old, new, strict=True))
 
@@ -257,7 +258,7 @@ def _compared(old: Any, new: Any, alike: bool) -> tuple[int, int]:
     if not isinstance(old, Residue) and not isinstance(new, Residue):
         same = torch.equal(old, new) if isinstance(old, Tensor) else old == new
         if not same:
-            raise Rejected(f"its proof fails: {old!r} became {new!r}")
+            raise Rejected(f"its proof fails: {_told(old)} became {_told(new)}")
         return 0, 0
     places = places_of((old, new))
     old, new = coerced((old, new), places)
@@ -276,6 +277,11 @@ def _compared(old: Any, new: Any, alike: bool) -> tuple[int, int]:
         )
     a, b = old.bound, new.bound
     return max(a.top + b.bottom, b.top + a.bottom), a.bottom + b.bottom
+
+
+def _told(result: Any) -> str:
+    """A result that is no residue, for a message."""
+    return f"{tuple(result.shape)}, {result.dtype}" if isinstance(result, Tensor) else repr(result)
 
 
 def _form(rewrite: Mapping[Call, Expression]) -> Any:

@@ -65,7 +65,8 @@ def _attention(
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
     if attn_mask is not None or dropout_p or enable_gqa:
-        raise UnmodelledError("an attention with a mask has no counterpart in a finite field")
+        what = "an attention with a mask, dropout or grouped queries"
+        raise UnmodelledError(f"{what} has no counterpart in a finite field")
     places = places_of((query, key, value))
     factor: Any = scale
     if factor is None:  # a root that all attentions over as many features share

@@ -1,5 +1,6 @@
 """How far the two sides of a rewrite see, and so the sizes at which every border shows."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ from reparam.arguments import found
 from reparam.evaluation import Operands
 from reparam.graph import Apply, Call
 from reparam.operators import AvgPool, ConvTranspose, Pad, Slice
-from reparam.values import BatchNorm, Conv, Opaque, Shape, Sum
+from reparam.values import BatchNorm, Conv, Opaque, Shape, Sum, Value
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Window:
     """What either side sees of a tensor at once.
 
     Attributes:
-        reach: the longest kernel, dilation included, or the widest padding.
+        reach: the longest kernel, dilation included, or the widest border.
         stride: the largest one.
         linear: whether convolutions, batch norms and sums are all that is computed: then no image
             of a batch has a part in the result of another.
@@ -61,16 +62,10 @@ def window(operands: Operands) -> Window:
             continue
         seen.add(part)
         linear &= isinstance(part.value, Conv | BatchNorm | Sum)
-        if isinstance(part.value, Conv):
-            # A kernel of one tap that is padded or cropped has a border as well.
-            sides = [abs(side) for sides in part.value.padding for side in sides]
-            longest = max(longest, *_reach(part.value), *sides, 1)
-            stride = max(stride, *part.value.stride, 1)
-            if not part.value.pointwise:
-                kernels[type(part)].append(_span(part.value))
-        elif isinstance(part.value, AvgPool):
-            longest = max(longest, *part.value.kernel)
-            stride = max(stride, *part.value.stride)
+        far, step = _view(part.value)
+        longest, stride = max(longest, far), max(stride, step)
+        if isinstance(part.value, Conv) and not part.value.pointwise:
+            kernels[type(part)].append(_span(part.value))
         pending.extend(_read(part, operands))
     old, new = kernels[Call], kernels[Apply]
     alike = linear and stride == 1 and len(old) == 1 and old == new
@@ -86,8 +81,20 @@ def _read(part: Call | Apply, operands: Operands) -> list[Call | Apply]:
     return found((part.inputs, options), (Call, Apply))
 
 
+def tried(
+    sizes: Iterable[tuple[int, ...]], seen: Window, operands: Operands
+) -> Iterator[tuple[tuple[int, ...], bool]]:
+    """Sizes to try, each with whether it is only for where none of those before it runs.
+
+    They may be too small for a pool in between, or not what a linear layer reads whole.
+    """
+    yield from ((several, False) for several in sizes)
+    yield seen.large, True
+    yield from ((several, True) for several in flat_sizes(operands))
+
+
 def swept(operands: Operands) -> tuple[tuple[int, ...], ...]:
-    """Heights and widths at which every class of borders, of either side, is met on each axis.
+    """Sizes of two axes, and of three, at which every class of borders is met on each of them.
 
     A window that is no larger than an axis reaches beyond one end of it at most. So what both sides
     see at once tells how long an axis has to be, and the strides, how many lengths more.
@@ -100,7 +107,7 @@ def swept(operands: Operands) -> tuple[tuple[int, ...], ...]:
     # Axes are treated one by one: what shows at a size of one does, whatever the other's is. But
     # two that are exchanged look alike where one of them is of one pixel, or both are of a size.
     pairs = [(size, size % longest + 1) for size in range(1, longest + 1)]
-    return (*pairs, (longest, longest), tuple(longest + more for more in (1, 2, 3)))
+    return (*pairs, (longest, longest), (longest + 1, longest + 2, longest + 3))
 
 
 def _extent(
@@ -112,23 +119,31 @@ def _extent(
     if part not in known:
         inputs = [_extent(source, operands, known) for source in _read(part, operands)]
         reach, stride = (max(numbers) for numbers in zip((1, 1), *inputs, strict=True))
-        value = part.value
-        far, step = 0, 1
-        if isinstance(value, Conv):
-            sides = [abs(side) for pair in value.padding for side in pair]
-            far, step = max([*_reach(value), *sides, 1]), max([*value.stride, 1])
-        elif isinstance(value, AvgPool):
-            far, step = max(*value.kernel, *value.padding), max(value.stride)
-        elif isinstance(value, Pad):
-            far = max(abs(side) for pair in value.padding for side in pair) + 1
-        elif isinstance(value, Slice):
-            far, step = max(map(abs, (*value.start, *value.cut))) + 1, max(value.stride)
-        elif isinstance(value, ConvTranspose):
-            far = max(
-                d * (k - 1) for d, k in zip(value.dilation, value.weight.shape[2:], strict=True)
-            )
-        known[part] = reach + stride * max(far - 1, 0), stride * step
+        far, step = _view(part.value)
+        known[part] = reach + stride * (far - 1), stride * step
     return known[part]
+
+
+def _view(value: Value) -> tuple[int, int]:
+    """How many pixels one pixel of the result sees, and how far they are from the next one's.
+
+    A border is seen as far as it is wide: a kernel of one tap that is padded or cropped has one.
+    """
+    match value:
+        case Conv():
+            sides = [abs(side) for pair in value.padding for side in pair]
+            return max([*_reach(value), *sides, 1]), max([*value.stride, 1])
+        case AvgPool():
+            return max(*value.kernel, *value.padding), max(value.stride)
+        case Pad():
+            return max(abs(side) for pair in value.padding for side in pair) + 1, 1
+        case Slice():
+            return max(map(abs, (*value.start, *value.cut))) + 1, max(value.stride)
+        case ConvTranspose():
+            taps = zip(value.dilation, value.weight.shape[2:], strict=True)
+            return max(step * (count - 1) for step, count in taps) + 1, 1
+        case _:
+            return 1, 1
 
 
 def _span(conv: Conv) -> tuple[Any, ...]:

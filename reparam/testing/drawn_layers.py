@@ -176,10 +176,8 @@ def padded(d: Draft, x: Drawn, *, constant: bool = False) -> Drawn:
     """
     sides = [d.choose(1, 0, 2) for _ in range(2 * x.n)]
     narrow = max(sides) >= min(x.sizes)
-    forms = ("constant", "border")
-    if not constant:
-        forms = ("zeros", *forms, "layer", "reflect", "circular")
-    form = d.choose(*forms)
+    forms = ("zeros", "constant", "layer", "border", "reflect", "circular")
+    form = d.choose(*(("border", "border", "constant") if constant else forms))
     if form == "border" and x.n == 2:
         parameter = d.parameter(x.channels)
         rows = (":, :, 0:1, :", ":, :, -1:, :", ":, :, :, 0:1", ":, :, :, -1:")

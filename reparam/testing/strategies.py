@@ -43,7 +43,15 @@ MOTIFS: Mapping[str, Motif] = {
 }
 """All motifs by their names."""
 
-OFTEN = ("up_norm", "joined_norm", "attention", "image_attention", "norm_scale", "two_convs")
+OFTEN = (
+    "up_norm",
+    "joined_norm",
+    "attention",
+    "image_attention",
+    "norm_scale",
+    "two_convs",
+    "conv_pad",
+)
 """Those that are drawn twice as often, since just one or two passes are for what they have."""
 
 DRAWN = (*MOTIFS.values(), *(MOTIFS[name] for name in OFTEN))

@@ -365,3 +365,12 @@ def test_axes_that_are_exchanged_are_told_apart() -> None:
 def test_a_skip_by_a_decimal_is_proven() -> None:
     model = Net(lambda net, x: net.conv(x) - 0.7 * x, conv=nn.Conv2d(4, 4, 3, padding=1))
     assert proven(passes.fold_identity, model, IMAGES).proven
+
+
+def test_all_sizes_are_swept_though_a_linear_layer_could_read_one_of_them_whole() -> None:
+    """Four channels, one pixel each, are what a kernel of four inputs reads: a size like others."""
+    model = nn.Sequential(nn.Conv2d(4, 16, 1, bias=False), nn.Conv2d(16, 2, 3))
+    proof = proven(passes.merge_affine_region, model, torch.randn(2, 4, 7, 6))
+    assert proof.proven
+    # Of heights and widths 1 to 4, those of two pixels or less leave nothing.
+    assert proof.sizes == len([(3, 4), (4, 4), (5, 6, 7)])
