@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from reparam import residue_arithmetic, residue_functions  # noqa: F401  # pyright: ignore
 from reparam.arguments import mapped
 from reparam.errors import Declined, Rejected, first_line
 from reparam.evaluation import Evaluation, Operands, shapes
@@ -32,6 +31,7 @@ from reparam.residue import (
     coerced,
     places_of,
 )
+from reparam.residue_operators import RULES
 from reparam.rewrite import Rewrite
 from reparam.values import BatchNorm, Conv, Value
 from reparam.window import swept, tried, window
@@ -162,7 +162,7 @@ class _Replay:
     @contextmanager
     def _drawn(self, premises: Premises) -> Generator[Places]:
         """The calls of the old side with residues for weights, for a while."""
-        places = Places(self.count, self.seed)
+        places = Places(self.count, self.seed, RULES)
         weights: dict[int, Residue] = {}
         held = self.operands.evaluated()
         values = {call: call.value for call in held if weights_of(call.value)}

@@ -5,15 +5,26 @@ Two of these are one function if they agree at every place, but for a chance tha
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from reparam.arguments import found, mapped
-from reparam.field import POSITIVES, fingerprint, hashed, positives, reduced, residues, sign
+from reparam.field import (
+    POSITIVES,
+    fingerprint,
+    hashed,
+    positives,
+    reduced,
+    residues,
+    sign,
+)
+
+Handler = Callable[..., Any]
+"""What computes an operator of torch's: (places, operator, *arguments) to a result."""
 
 
 class UnmodelledError(Exception):
@@ -48,12 +59,28 @@ class Bound:
         self.skewed |= other.skewed
 
 
+class Rules(NamedTuple):
+    """What computes with residues.
+
+    Attributes:
+        operate: applies an operator that torch has come down to: (places, operator, positional,
+            keyword arguments) to a result.
+        functions: what is in the place of functions that torch would take apart into steps that
+            have no counterpart.
+    """
+
+    operate: Callable[["Places", Any, tuple[Any, ...], dict[str, Any]], Any]
+    functions: Mapping[Any, Callable[..., Any]]
+
+
 @dataclass(eq=False)
 class Places:
     """Where all rational functions of one proof are evaluated.
 
     Attributes:
         count: how many places there are.
+        seed: of all that is drawn.
+        rules: what computes there.
         looked: of what was drawn, the names that each look at a value came from.
         degree: the largest, of numerator and denominator together, of arguments of functions that
             nothing is known of.
@@ -64,6 +91,7 @@ class Places:
 
     count: int
     seed: int
+    rules: Rules
     looked: set[frozenset[str]] = field(default_factory=set[frozenset[str]])
     degree: int = 0
     arguments: int = 0
@@ -178,8 +206,6 @@ class Residue(Tensor):
     places: Places
     parts: tuple[Tensor, ...]
     bound: Bound
-    operators: ClassVar[Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]]
-    functions: ClassVar[dict[Any, Callable[..., Any]]] = {}
 
     @staticmethod
     def __new__(cls: Any, places: Places, parts: tuple[Tensor, ...], bound: Bound) -> "Residue":
@@ -208,7 +234,7 @@ class Residue(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Compute what torch would take apart into steps that have no counterpart."""
-        known = cls.functions.get(func)
+        known = places_of((args, kwargs)).rules.functions.get(func)
         if known is not None:
             return known(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
@@ -219,7 +245,8 @@ class Residue(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Compute what torch has come down to."""
-        return cls.operators(func, args, kwargs or {})
+        places = places_of((args, kwargs))
+        return places.rules.operate(places, func, args, kwargs or {})
 
     def same(self, other: "Residue") -> Tensor:
         """Where two are one function."""

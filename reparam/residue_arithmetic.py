@@ -11,8 +11,15 @@ from torch import Tensor
 
 from reparam.field import LONGEST_SUM, inverse, keeps_sign, reduced, sign
 from reparam.functions import convolve
-from reparam.residue import Bound, Places, Residue, UnmodelledError, VanishedError
-from reparam.residue_operators import at_each, handles, joint_bound, residue_of
+from reparam.residue import (
+    Bound,
+    Handler,
+    Places,
+    Residue,
+    UnmodelledError,
+    VanishedError,
+)
+from reparam.residue_parts import at_each, joint_bound, residue_of
 
 
 def _made(places: Places, parts: list[Tensor], top: int, bottom: int, *given: Any) -> Residue:
@@ -26,19 +33,18 @@ def _made(places: Places, parts: list[Tensor], top: int, bottom: int, *given: An
 def _pair(places: Places, x: Any, y: Any) -> list[tuple[Any, Any]]:
     """Two operands at each place, either of which may be a number."""
 
-    def at_each(one: Any) -> tuple[Any, ...]:
+    def parts_of(one: Any) -> tuple[Any, ...]:
         if isinstance(one, Residue):
             return one.parts
         return (one if isinstance(one, Tensor) else residue_of(one),) * places.count
 
-    return list(zip(at_each(x), at_each(y), strict=True))
+    return list(zip(parts_of(x), parts_of(y), strict=True))
 
 
 def _degrees(x: Any) -> tuple[int, int]:
     return (x.bound.top, x.bound.bottom) if isinstance(x, Residue) else (0, 0)
 
 
-@handles("add", "sub", "rsub")
 def _add(places: Places, func: Any, x: Any, y: Any, alpha: Any = 1) -> Residue:
     name = func.overloadpacket.__name__
     if name == "rsub":
@@ -51,24 +57,25 @@ def _add(places: Places, func: Any, x: Any, y: Any, alpha: Any = 1) -> Residue:
     return _made(places, parts, tops, bottom + below, x, y, alpha)
 
 
-@handles("mul")
+def difference(places: Places, x: Any, y: Any) -> Residue:
+    """Of two operands, either of which may be a number."""
+    return _add(places, torch.ops.aten.sub.Tensor, x, y)
+
+
 def _mul(places: Places, _: Any, x: Any, y: Any) -> Residue:
     (top, bottom), (other, below) = _degrees(x), _degrees(y)
     parts = [a * b for a, b in _pair(places, x, y)]
     return _made(places, parts, top + other, bottom + below, x, y)
 
 
-@handles("neg")
 def _neg(places: Places, _: Any, x: Residue) -> Residue:
     return _mul(places, None, x, -1)
 
 
-@handles("addcmul")
 def _addcmul(places: Places, func: Any, x: Any, a: Any, b: Any, value: Any = 1) -> Residue:
     return _add(places, torch.ops.aten.add.Tensor, x, _mul(places, func, a, b), value)
 
 
-@handles("reciprocal")
 def _reciprocal(places: Places, _: Any, x: Residue) -> Residue:
     zero = torch.stack([part == 0 for part in x.parts])
     if bool(zero.all(0).any()):
@@ -78,7 +85,6 @@ def _reciprocal(places: Places, _: Any, x: Residue) -> Residue:
     return _made(places, [inverse(part) for part in x.parts], x.bound.bottom, x.bound.top, x)
 
 
-@handles("div")
 def _div(places: Places, _: Any, x: Any, y: Any, rounding_mode: str | None = None) -> Residue:
     if rounding_mode is not None:
         raise UnmodelledError("a quotient is rounded")
@@ -87,23 +93,19 @@ def _div(places: Places, _: Any, x: Any, y: Any, rounding_mode: str | None = Non
     return _mul(places, None, x, _reciprocal(places, None, y))
 
 
-@handles("square")
 def _square(places: Places, _: Any, x: Residue) -> Residue:
     return _mul(places, None, x, x)
 
 
-@handles("rsqrt")
 def _rsqrt(places: Places, _: Any, x: Residue) -> Residue:
     root = places.root(x)
     return places.opaque("rsqrt", x, positive=True) if root is None else root
 
 
-@handles("sqrt")
 def _sqrt(places: Places, _: Any, x: Residue) -> Residue:
     return _reciprocal(places, None, _rsqrt(places, None, x))
 
 
-@handles("pow")
 def _pow(places: Places, _: Any, x: Any, exponent: Any) -> Residue:
     if exponent in (1, 2, 3):
         result = x
@@ -121,14 +123,12 @@ def _summed(x: Bound, terms: int) -> tuple[int, int]:
     return x.top + max(terms - 1, 0) * x.bottom, max(terms, 1) * x.bottom
 
 
-@handles("sum")
 def _sum(places: Places, func: Any, x: Residue, *args: Any, **kwargs: Any) -> Residue:
     parts = at_each(places, func, (x, *args), kwargs)
     terms = x.numel() // max(parts[0].numel(), 1)
     return _made(places, parts, *_summed(x.bound, terms), x)
 
 
-@handles("mean")
 def _mean(places: Places, func: Any, x: Residue, *args: Any, **kwargs: Any) -> Residue:
     overload = "dim_IntList" if func._overloadname == "dim" else "default"
     total = _sum(places, getattr(torch.ops.aten.sum, overload), x, *args, **kwargs)
@@ -145,12 +145,10 @@ def _product(places: Places, func: Any, x: Residue, y: Residue, terms: int, *res
     return _made(places, parts, *_summed(bound, terms), x, y)
 
 
-@handles("mm", "bmm", "mv", "dot")
 def _matmul(places: Places, func: Any, x: Residue, y: Residue) -> Residue:
     return _product(places, func, x, y, x.shape[-1])
 
 
-@handles("addmm", "baddbmm", "addmv")
 def _addmm(
     places: Places, func: Any, bias: Residue, x: Residue, y: Residue, beta: Any = 1, alpha: Any = 1
 ) -> Residue:
@@ -160,7 +158,6 @@ def _addmm(
     return _add(places, add, _mul(places, None, bias, beta), made, alpha)
 
 
-@handles("convolution")
 def _convolution(
     places: Places, func: Any, x: Residue, weight: Residue, bias: Residue | None, *rest: Any
 ) -> Any:
@@ -177,16 +174,14 @@ def _convolution(
     return made + bias.view(spread)
 
 
-@handles(*(f"{kind}_pad{n}d_backward" for kind in ("reflection", "replication") for n in (1, 2, 3)))
 def _pad_backward(places: Places, func: Any, x: Residue, *args: Any) -> Residue:
     """The transpose of a padding: a sum of what was read more than once."""
     terms = 3 ** (x.ndim - 2) * max(args[-1], default=1)
     return _made(places, at_each(places, func, (x, *args), {}), *_summed(x.bound, terms), x)
 
 
-@handles("convolution_backward")
 def _convolution_backward(
-    places: Places, func: Any, x: Residue, _: Residue, weight: Residue, *rest: Any
+    places: Places, func: Any, gradient: Residue, source: Residue, weight: Residue, *rest: Any
 ) -> Any:
     """The transpose of a convolution, and of nothing else that has a gradient."""
     taps, mask = prod(weight.shape[2:]), rest[-1]
@@ -194,17 +189,17 @@ def _convolution_backward(
         raise UnmodelledError("a gradient of weights has no counterpart in a finite field")
     terms = taps * weight.shape[0] // rest[-2]
 
-    def transposed(x: Tensor, weight: Tensor, shape: Any) -> Tensor:
-        return func(x, x.new_empty(shape), weight, *rest)[0]
+    def transposed(gradient: Tensor, weight: Tensor, shape: Any) -> Tensor:
+        return func(gradient, gradient.new_empty(shape), weight, *rest)[0]
 
-    return _product(places, transposed, x, weight, terms, tuple(_.shape)), None, None
+    made = _product(places, transposed, gradient, weight, terms, tuple(source.shape))
+    return made, None, None
 
 
 def _forwards(x: Tensor, weight: Tensor, stride: Any, dilation: Any, groups: int) -> Tensor:
     return convolve(x, weight, None, tuple(stride), tuple(dilation), groups)
 
 
-@handles("avg_pool2d", "avg_pool3d")
 def _avg_pool(
     places: Places, func: Any, x: Residue, kernel: Any, stride: Any = (), padding: Any = 0,
     ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: Any = None,
@@ -219,7 +214,6 @@ def _avg_pool(
     return total / divisors
 
 
-@handles("_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 def _adaptive_avg_pool(places: Places, _: Any, x: Any, sizes: Any) -> Any:
     """Each axis by itself: a matrix with the averages of its windows."""
     for axis, size in zip(range(-len(sizes), 0), sizes, strict=True):
@@ -231,7 +225,6 @@ def _adaptive_avg_pool(places: Places, _: Any, x: Any, sizes: Any) -> Any:
     return x
 
 
-@handles("_prelu_kernel")
 def _prelu(places: Places, _: Any, x: Residue, slope: Residue) -> Residue:
     pairs = zip(x.parts, slope.parts, strict=True)
     places.skewed |= x.bound.skewed
@@ -240,7 +233,6 @@ def _prelu(places: Places, _: Any, x: Residue, slope: Residue) -> Residue:
     return _made(places, parts, top, bottom, x, slope)
 
 
-@handles("relu", "leaky_relu", "abs")
 def _homogeneous(places: Places, func: Any, x: Residue, slope: float = 0.01) -> Residue:
     """A function by which a positive factor passes: it is linear on either side of zero."""
     below = {"relu": 0.0, "abs": -1.0, "leaky_relu": residue_of(slope)}[
@@ -251,9 +243,50 @@ def _homogeneous(places: Places, func: Any, x: Residue, slope: float = 0.01) -> 
     return _made(places, parts, x.bound.top, x.bound.bottom, x)
 
 
-@handles("_softmax")
 def _softmax(places: Places, _: Any, x: Residue, dim: int, half: bool) -> Any:
     if not x.numel():
         return x
     powers = places.opaque("exp", x)
     return powers / powers.sum(dim, keepdim=True)
+
+
+ARITHMETIC: dict[str, Handler] = {
+    "add": _add,
+    "sub": _add,
+    "rsub": _add,
+    "mul": _mul,
+    "neg": _neg,
+    "addcmul": _addcmul,
+    "reciprocal": _reciprocal,
+    "div": _div,
+    "square": _square,
+    "rsqrt": _rsqrt,
+    "sqrt": _sqrt,
+    "pow": _pow,
+    "sum": _sum,
+    "mean": _mean,
+    "mm": _matmul,
+    "bmm": _matmul,
+    "mv": _matmul,
+    "dot": _matmul,
+    "addmm": _addmm,
+    "baddbmm": _addmm,
+    "addmv": _addmm,
+    "convolution": _convolution,
+    "convolution_backward": _convolution_backward,
+    "avg_pool2d": _avg_pool,
+    "avg_pool3d": _avg_pool,
+    "_adaptive_avg_pool2d": _adaptive_avg_pool,
+    "_adaptive_avg_pool3d": _adaptive_avg_pool,
+    "_prelu_kernel": _prelu,
+    "relu": _homogeneous,
+    "leaky_relu": _homogeneous,
+    "abs": _homogeneous,
+    "_softmax": _softmax,
+    **{
+        f"{kind}_pad{n}d_backward": _pad_backward
+        for kind in ("reflection", "replication")
+        for n in (1, 2, 3)
+    },
+}
+"""By the name of the operator."""

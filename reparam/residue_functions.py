@@ -1,13 +1,13 @@
 """Functions of torch's that are taken apart into steps that residues have a counterpart of."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reparam.residue import Residue, UnmodelledError, places_of
-from reparam.residue_operators import handles
+from reparam.residue import Handler, Residue, UnmodelledError, places_of
 
 
 def _normalised(x: Any, axes: list[int], eps: float) -> Any:
@@ -20,7 +20,6 @@ def _affine(x: Any, weight: Any, bias: Any) -> Any:
     return x if bias is None else x + bias
 
 
-@handles("native_layer_norm")
 def _layer_norm(
     _: Any, __: Any, x: Residue, shape: Any, weight: Any, bias: Any, eps: float
 ) -> tuple[Any, None, None]:
@@ -29,7 +28,6 @@ def _layer_norm(
     return _affine(_normalised(centred, axes, eps), weight, bias), None, None
 
 
-@handles("native_group_norm")
 def _group_norm(
     _: Any, __: Any, x: Residue, weight: Any, bias: Any, batch: int, channels: int, pixels: int,
     groups: int, eps: float,
@@ -97,18 +95,20 @@ def _add_in_place(x: Any, y: Any) -> Any:
     return torch.add(x, y)
 
 
-Residue.functions.update(
-    {
-        F.batch_norm: _batch_norm,
-        torch.batch_norm: _batch_norm,
-        F.rms_norm: _rms_norm,
-        F.scaled_dot_product_attention: _attention,
-        Tensor.add_: _add_in_place,
-        torch.isclose: _close,
-        Tensor.isclose: _close,
-        torch.isfinite: _finite,
-        Tensor.isfinite: _finite,
-        torch.equal: _same,
-        Tensor.equal: _same,
-    }
-)
+NORMS: dict[str, Handler] = {"native_layer_norm": _layer_norm, "native_group_norm": _group_norm}
+"""By the name of the operator."""
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _batch_norm,
+    F.rms_norm: _rms_norm,
+    F.scaled_dot_product_attention: _attention,
+    Tensor.add_: _add_in_place,
+    torch.isclose: _close,
+    Tensor.isclose: _close,
+    torch.isfinite: _finite,
+    Tensor.isfinite: _finite,
+    torch.equal: _same,
+    Tensor.equal: _same,
+}
+"""By the function."""

@@ -4,18 +4,24 @@ An operator that only moves elements is applied at each place by itself. Arithme
 `reparam.residue_arithmetic`. Any other function of single elements is one that nothing is known of.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reparam.arguments import found, mapped
-from reparam.field import residue
-from reparam.residue import Bound, Places, Residue, UnmodelledError, coerced
-
-Handler = Callable[..., Any]
+from reparam.arguments import found
+from reparam.residue import (
+    Handler,
+    Places,
+    Residue,
+    Rules,
+    UnmodelledError,
+    coerced,
+)
+from reparam.residue_arithmetic import ARITHMETIC, difference
+from reparam.residue_functions import FUNCTIONS, NORMS
+from reparam.residue_parts import at_each, joint_bound, residue_of
 
 MOVES = {
     "view", "_unsafe_view", "_reshape_alias", "expand", "permute", "transpose", "t", "slice",
@@ -33,14 +39,12 @@ MOVES = {
 OPAQUE = {
     "exp", "sigmoid", "tanh", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "elu", "celu",
     "selu", "softplus", "mish", "erf", "log", "log1p", "expm1", "sin", "cos", "log_sigmoid",
-    "softshrink", "hardshrink", "clamp", "clamp_min", "clamp_max", "pow", "atan",
+    "softshrink", "hardshrink", "clamp", "clamp_min", "clamp_max", "atan",
 }  # fmt: skip
 """Functions of single elements that nothing is known of."""
 
-HANDLERS: dict[str, Handler] = {}
 
-
-def operate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def operate(places: Places, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Apply an operator of torch's to arguments with residues among them.
 
     Raises:
@@ -48,7 +52,6 @@ def operate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         VanishedError: if it divides by what is zero at one of the places.
     """
     name = func.overloadpacket.__name__
-    places = found((args, kwargs), Residue)[0].places
     if name == "_to_copy":
         return _copied(places, func, args, kwargs)
     if func._schema.is_mutable and not isinstance(args[0], Residue):
@@ -63,44 +66,12 @@ def operate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     functional = name.removesuffix("_")
     if name.endswith("_") and functional in {*HANDLERS, *OPAQUE}:
         operator = getattr(torch.ops.aten, functional)
-        result = operate(getattr(operator, func._overloadname), args, kwargs)
+        result = operate(places, getattr(operator, func._overloadname), args, kwargs)
         return _written(args[0], result)
     result = func.decompose(*args, **kwargs)  # into simpler ones, where torch knows how
     if result is NotImplemented:
         raise UnmodelledError(f"{name} has no counterpart in a finite field")
     return result
-
-
-Residue.operators = staticmethod(operate)
-
-
-def handles(*names: str) -> Callable[[Handler], Handler]:
-    """Register what computes operators of torch's: (places, operator, *arguments) to a result."""
-
-    def register(handler: Handler) -> Handler:
-        HANDLERS.update(dict.fromkeys(names, handler))
-        return handler
-
-    return register
-
-
-def at_each(places: Places, func: Any, args: Any, kwargs: Any) -> list[Any]:
-    """What an operator makes of residues, at each place."""
-    return [
-        func(*a, **k)
-        for a, k in (
-            mapped((args, kwargs), Residue, lambda r, place=place: r.parts[place])
-            for place in range(places.count)
-        )
-    ]
-
-
-def joint_bound(arguments: Any) -> Bound:
-    """What bounds the elements of all residues among arguments."""
-    bound = Bound()
-    for given in found(arguments, Residue):
-        bound.raise_to(given.bound)
-    return bound
 
 
 def _moved(places: Places, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -136,21 +107,11 @@ def _written(target: Residue, result: Residue) -> Residue:
     return target
 
 
-def residue_of(number: Any) -> float:
-    """The residue of a number."""
-    try:
-        return residue(number)
-    except (OverflowError, ValueError, ZeroDivisionError) as error:
-        raise UnmodelledError(f"{number} has no counterpart in a finite field") from error
-
-
-@handles("constant_pad_nd")
 def _pad(places: Places, func: Any, x: Residue, pad: Any, value: Any = 0) -> Residue:
     parts = [func(part, pad, residue_of(value)) for part in x.parts]
     return Residue(places, tuple(parts), x.bound)
 
 
-@handles("masked_fill")
 def _masked_fill(places: Places, _: Any, x: Residue, mask: Tensor, value: Any) -> Any:
     number = (
         value
@@ -160,19 +121,6 @@ def _masked_fill(places: Places, _: Any, x: Residue, mask: Tensor, value: Any) -
     return torch.where(mask, number, x)
 
 
-@handles(
-    "empty_like",
-    "new_empty",
-    "new_empty_strided",
-    "zeros_like",
-    "new_zeros",
-    "zero",
-    "ones_like",
-    "new_ones",
-    "full_like",
-    "new_full",
-    "fill",
-)
 def _filled(places: Places, func: Any, x: Residue, *args: Any, **kwargs: Any) -> Any:
     name = func.overloadpacket.__name__
     dtype = kwargs.get("dtype")
@@ -186,25 +134,53 @@ def _filled(places: Places, func: Any, x: Residue, *args: Any, **kwargs: Any) ->
     return places.constant(torch.full(shape, float(number), dtype=torch.float64))
 
 
-@handles("eq", "ne")
 def _equal(places: Places, func: Any, x: Any, y: Any) -> Tensor:
-    difference: Residue = HANDLERS["sub"](places, torch.ops.aten.sub.Tensor, x, y)
-    places.looked.add(difference.bound.names)
-    same = torch.stack([part == 0 for part in difference.parts]).all(0)
+    apart = difference(places, x, y)
+    places.looked.add(apart.bound.names)
+    same = torch.stack([part == 0 for part in apart.parts]).all(0)
     return same if func.overloadpacket.__name__ == "eq" else ~same
 
 
-@handles("lt", "gt", "le", "ge")
 def _ordered(places: Places, func: Any, x: Any, y: Any) -> Tensor:
-    difference: Residue = HANDLERS["sub"](places, torch.ops.aten.sub.Tensor, x, y)
-    return func(difference.signs(), 0)
+    return func(difference(places, x, y).signs(), 0)
 
 
-@handles("any", "all")
 def _nonzero(places: Places, func: Any, x: Residue, *args: Any, **kwargs: Any) -> Tensor:
     return func(_equal(places, torch.ops.aten.ne.Scalar, x, 0), *args, **kwargs)
 
 
-@handles("isnan", "isinf")
 def _never(places: Places, _: Any, x: Residue) -> Tensor:
     return torch.zeros(x.shape, dtype=torch.bool)
+
+
+HANDLERS: dict[str, Handler] = {
+    **ARITHMETIC,
+    **NORMS,
+    "constant_pad_nd": _pad,
+    "masked_fill": _masked_fill,
+    "empty_like": _filled,
+    "new_empty": _filled,
+    "new_empty_strided": _filled,
+    "zeros_like": _filled,
+    "new_zeros": _filled,
+    "zero": _filled,
+    "ones_like": _filled,
+    "new_ones": _filled,
+    "full_like": _filled,
+    "new_full": _filled,
+    "fill": _filled,
+    "eq": _equal,
+    "ne": _equal,
+    "lt": _ordered,
+    "gt": _ordered,
+    "le": _ordered,
+    "ge": _ordered,
+    "any": _nonzero,
+    "all": _nonzero,
+    "isnan": _never,
+    "isinf": _never,
+}
+"""By the name of the operator."""
+
+RULES = Rules(operate, FUNCTIONS)
+"""All that is known of torch's operators and functions."""

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import reparam.prove  # noqa: F401 - it registers the operators
 from reparam.field import PRIME
 from reparam.residue import Places, Residue, UnmodelledError, VanishedError
+from reparam.residue_operators import RULES
 from tests.strategies import drawn
 
 pytestmark = pytest.mark.usefixtures("without_annotation_checks")
@@ -47,7 +47,7 @@ POLYNOMIALS: list[Callable[..., Any]] = [
 @pytest.mark.parametrize("function", POLYNOMIALS, ids=range(len(POLYNOMIALS)))
 def test_polynomials_of_integers_are_what_they_are_in_float64(function: Callable[..., Any]) -> None:
     x, w, b = integers(2, 4, 5, 5), integers(4, 2, 3, 3, seed=1), integers(4, seed=2)
-    places = Places(2, 0)
+    places = Places(2, 0, RULES)
     made: Residue = function(*map(places.constant, (x, w, b)))
     plain = function(x, w, b)
     assert made.shape == plain.shape
@@ -61,7 +61,7 @@ def equal(a: Any, b: Any) -> bool:
 
 @pytest.fixture
 def places() -> Places:
-    return Places(4, 7)
+    return Places(4, 7, RULES)
 
 
 def some(places: Places, name: str, *shape: int) -> Any:
@@ -196,15 +196,15 @@ def test_what_has_no_counterpart_says_so(places: Places, function: Any) -> None:
 @settings(max_examples=20)
 @given(st.integers(1, 50), st.integers(0, 10), st.integers(1, 8))
 def test_more_places_are_safer(degree: int, bottom: int, count: int) -> None:
-    places = Places(count, 0)
-    assert Places(count + 1, 0).chance(degree, bottom) < places.chance(degree, bottom) <= 1
+    places = Places(count, 0, RULES)
+    assert Places(count + 1, 0, RULES).chance(degree, bottom) < places.chance(degree, bottom) <= 1
     assert places.chance(degree + 1, bottom) > places.chance(degree, bottom)
     assert places.chance(PRIME, 0) == 1.0
 
 
 def test_unlike_functions_differ_and_numbers_are_no_matter() -> None:
     """Of 300 polynomials that are wrong in one coefficient, none passes at five places."""
-    places = Places(5, 1)
+    places = Places(5, 1, RULES)
     x = some(places, "x", 300)
     right = x.pow(3) - 2 * x
     wrong = x.pow(3) - (2 + torch.arange(1, 301).double() / 1000) * x
