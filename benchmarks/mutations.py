@@ -9,7 +9,6 @@ alone; then the pass is given to `check_pass`. With no bug planted, generated gr
 alarms. Results are kept in build/evidence, so that a run that was stopped goes on where it was.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -22,14 +21,15 @@ import typer
 from rich.console import Console
 
 from benchmarks.planted import table
-from benchmarks.planted.bugs import ROOT, Bug, load, sources
+from benchmarks.planted.bugs import Bug, load
 from benchmarks.planted.child import run
 from benchmarks.planted.trial import alarm_trial, check_trial, prove_trial
+from benchmarks.record import EVIDENCE, ROOT, Record, fingerprint
 
 SHARED = (hypothesis.strategies, torch.fx)
 """What takes long to import is imported once, and forked with the rest."""
 
-DONE = ROOT / "build/evidence/mutations.jsonl"
+DONE = EVIDENCE / "mutations.jsonl"
 
 SECONDS = 400.0
 """How long one bug may take in each stage."""
@@ -41,28 +41,6 @@ ATTEMPTS = (False, True)
 
 WANTED, GRAPHS = 10_000, 100
 """Rewrites without a bug, and how many graphs are drawn in one process for them."""
-
-Rows = dict[tuple[str, str], dict[str, Any]]
-"""Results by the key of the bug and the stage."""
-
-
-def kept(record: Path, other_sources: bool) -> Rows:
-    """What was measured already."""
-    rows: Rows = {}
-    for line in record.read_text().splitlines() if record.exists() else []:
-        key, source, stage, row = json.loads(line)
-        whole = row["ended"] in ("done", "timeout")  # what could not be imported says nothing
-        if whole and (other_sources or source == sources()):
-            rows[key, stage] = row
-    return rows
-
-
-def keep(record: Path, rows: Rows, key: str, stage: str, row: dict[str, Any]) -> None:
-    """Write a result down as soon as it is there."""
-    rows[key, stage] = row
-    record.parent.mkdir(parents=True, exist_ok=True)
-    with record.open("a") as file:
-        file.write(json.dumps([key, sources(), stage, row]) + "\n")
 
 
 def measured(bug: Bug, stage: str, attempts: tuple[bool, ...]) -> dict[str, Any]:
@@ -83,27 +61,27 @@ def measured(bug: Bug, stage: str, attempts: tuple[bool, ...]) -> dict[str, Any]
     return row | {"seconds": round(time.monotonic() - begun, 1)}
 
 
-def control(record: Path, rows: Rows) -> None:
+def control(record: Record) -> None:
     """What `check_pass` says of the passes without a bug: else it would count for nothing."""
     for name in sorted({name for bug in load() for name in bug.passes}):
-        if (name, "control") not in rows:
+        if (name, "control") not in record.rows:
             begun = time.monotonic()
             sent, ended = run(partial(check_trial, None, (name,), ATTEMPTS), SECONDS)
             row = {"ended": ended, "found": sent, "seconds": round(time.monotonic() - begun, 1)}
-            keep(record, rows, name, "control", row)
+            record.keep(row, name, "control")
 
 
-def alarms(record: Path, rows: Rows) -> Iterator[dict[str, Any]]:
+def alarms(record: Record) -> Iterator[dict[str, Any]]:
     """Rewrites without a bug, chunk by chunk, until there are enough."""
     seen = seed = 0
     while seen < WANTED:
         key = f"graphs {seed}"
-        if (key, "alarms") not in rows:
+        if (key, "alarms") not in record.rows:
             sent, ended = run(partial(alarm_trial, seed, GRAPHS), SECONDS)
             found = [message for message in sent if "alarm" in message]
             tally = sent[-1].get("tally", []) if sent else []
-            keep(record, rows, key, "alarms", {"ended": ended, "alarms": found, "tally": tally})
-        row = rows[key, "alarms"]
+            record.keep({"ended": ended, "alarms": found, "tally": tally}, key, "alarms")
+        row = record.rows[key, "alarms"]
         seen += sum(times for *_, times in row["tally"])
         seed += 1
         yield row
@@ -118,33 +96,40 @@ def main(
     survivors: Annotated[bool, typer.Option(help="Measure again what survived.")] = False,
     again: Annotated[bool, typer.Option(help="Measure what was measured already.")] = False,
     shard: Annotated[str, typer.Option(help="Which part of how many to measure: 0/2.")] = "0/1",
-    record: Annotated[Path, typer.Option(help="Where results are kept.")] = DONE,
+    file: Annotated[Path, typer.Option(help="Where results are kept.")] = DONE,
     write: Annotated[bool, typer.Option(help="Write the table in the docs.")] = False,
 ) -> None:
     """Measure what has not been measured yet, and print the table."""
+    stages = stage or list(STAGES)
+    if unknown := set(stages) - set(STAGES):
+        raise typer.BadParameter(f"there is no stage {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
-    rows, stages = kept(record, old), stage or list(STAGES)
+    record = Record(file, fingerprint("benchmarks/planted"), old=old)
     which, of = map(int, shard.split("/"))
     bugs = [bug for bug in load() if not only or bug.id.startswith(tuple(only))]
-    attempts = ATTEMPTS[1:] if survivors else ATTEMPTS
     console = Console(width=120)
     for part in ("proof", "check"):
         for number, bug in enumerate(bugs if part in stages else ()):
-            row = rows.get((bug.key, part), {})
-            known = row and not again and not (survivors and table.survives(bug, part, row))
+            row = record.rows.get((bug.key, part), {})
+            missed = survivors and bool(row) and table.survives(bug, part, row)
+            # What could not be imported, or was killed for its memory, says nothing.
+            known = row.get("ended") in ("done", "timeout") and not again and not missed
             if number % of == which and not known:
-                keep(record, rows, bug.key, part, measured(bug, part, attempts))
+                attempts = ATTEMPTS[1:] if missed else ATTEMPTS
+                record.keep(measured(bug, part, attempts), bug.key, part)
                 console.print(
-                    table.line(bug, part, rows[bug.key, part]), highlight=False, markup=False
+                    table.line(bug, part, record.rows[bug.key, part]), highlight=False, markup=False
                 )
     if "control" in stages and not only:
-        control(record, rows)
+        control(record)
     if "alarms" in stages and not only:
-        found = list(alarms(record, rows))
+        found = list(alarms(record))
     else:
-        found = [row for (_, part), row in rows.items() if part == "alarms"]
-    results = table.results(bugs, rows)
-    controlled = table.controlled({k: row for (k, part), row in rows.items() if part == "control"})
+        found = [row for (_, part), row in record.rows.items() if part == "alarms"]
+    results = table.results(bugs, record.rows)
+    controlled = table.controlled(
+        {k: r for (k, part), r in record.rows.items() if part == "control"}
+    )
     console.print(table.counted(results), table.missed(results), table.told(found), sep="\n")
     console.print(controlled, highlight=False, markup=False)
     if write:

@@ -1,10 +1,8 @@
 """Compile 100 000 generated graphs, and write docs/campaign.md: `make evidence`.
 
-Each shard is kept in build/evidence as soon as it is done, so that a run that was stopped goes on
-where it was.
+A run that was stopped goes on where it was.
 """
 
-import json
 import os
 import time
 from collections import Counter
@@ -16,10 +14,11 @@ from pathlib import Path
 import torch
 
 import passes
+from benchmarks.record import EVIDENCE, Record, fingerprint
 from tests.campaign import SHARD, Shard, fused_by_torch, shard
 
 PAGE = Path(__file__).with_name("campaign.md")
-DONE = Path("build/evidence/campaign.jsonl")
+DONE = EVIDENCE / "campaign.jsonl"
 GRAPHS = 100_000
 BY_TORCH = 4
 """Shards that PyTorch's own fuser is given."""
@@ -45,7 +44,7 @@ and as to the memory that it lies in (`tests/campaign.py`; `make evidence` does 
 
 TORCH = """
 PyTorch's own fuser, `torch.fx.experimental.optimization.fuse`, on the first {graphs:,} of these
-graphs, which took {seconds:.0f} seconds:
+graphs; to draw, fuse and compare them took {taken}:
 
 | | graphs |
 |---|---|
@@ -54,20 +53,16 @@ graphs, which took {seconds:.0f} seconds:
 
 def main() -> None:
     """Compile what has not been compiled yet, and write the page."""
-    DONE.parent.mkdir(parents=True, exist_ok=True)
-    done = dict(map(json.loads, DONE.read_text().splitlines())) if DONE.exists() else {}
-    left = [seed for seed in range(GRAPHS // SHARD) if seed not in done]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("fork"), _single) as pool:
-        running = {pool.submit(shard, seed): seed for seed in left}
+    record, workers = Record(DONE, fingerprint("tests/campaign.py")), os.cpu_count() or 1
+    seeds = [seed for seed in range(GRAPHS // SHARD) if (str(seed),) not in record.rows]
+    with ProcessPoolExecutor(workers, get_context("fork"), _single) as pool:
+        running = {pool.submit(shard, seed): str(seed) for seed in seeds}
         for finished in as_completed(running):
-            seed, found = running[finished], asdict(finished.result())
-            done[seed] = found
-            with DONE.open("a") as file:
-                file.write(json.dumps([seed, found]) + "\n")
+            record.keep(asdict(finished.result()), running[finished])
         begun = time.monotonic()
         theirs = sum(pool.map(fused_by_torch, range(BY_TORCH)), Counter[str]())
-        seconds = time.monotonic() - begun
-    _write([Shard(**found) for found in done.values()], theirs, seconds)
+        taken = f"{time.monotonic() - begun:.0f} seconds in {workers} processes"
+    _write([Shard(**found) for found in record.rows.values()], theirs, taken)
 
 
 def _single() -> None:
@@ -75,7 +70,7 @@ def _single() -> None:
     torch.set_num_threads(1)
 
 
-def _write(shards: list[Shard], theirs: Counter[str], seconds: float) -> None:
+def _write(shards: list[Shard], theirs: Counter[str], taken: str) -> None:
     graphs = sum(each.graphs for each in shards)
     lines = HEAD.format(
         graphs=graphs,
@@ -89,7 +84,7 @@ def _write(shards: list[Shard], theirs: Counter[str], seconds: float) -> None:
     for rule in passes.DEFAULT:
         fired = sum(each.fired.get(rule.name, 0) for each in shards)
         lines += f"| `{rule.name}` | {fired:,} |\n"
-    lines += TORCH.format(graphs=theirs.total(), seconds=seconds)
+    lines += TORCH.format(graphs=theirs.total(), taken=taken)
     lines += "".join(f"| {outcome} | {count} |\n" for outcome, count in theirs.most_common())
     PAGE.write_text(lines)
 

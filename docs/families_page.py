@@ -1,17 +1,16 @@
 """Write the table of timm's families, docs/families.md: `make evidence`.
 
-Each row is kept in build/evidence as soon as it is measured, so that a run that was stopped goes
-on where it was.
+A run that was stopped goes on where it was.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.record import EVIDENCE, Record, fingerprint
 from tests.timm_families import FAMILIES, Found, measured
 
 PAGE = Path(__file__).with_name("families.md")
-DONE = Path("build/evidence/families.jsonl")
+DONE = EVIDENCE / "families.jsonl"
 
 HEAD = """\
 # timm's families
@@ -29,16 +28,13 @@ is that of the compiled model against float64, relative to the original's own.
 
 def main() -> None:
     """Measure what has not been measured yet, and write the page."""
-    DONE.parent.mkdir(parents=True, exist_ok=True)
-    rows = dict(map(json.loads, DONE.read_text().splitlines())) if DONE.exists() else {}
+    record = Record(DONE, fingerprint("tests/timm_families.py", "tests/timm_families.json"))
     for family in FAMILIES:
-        if family.name not in rows:
-            rows[family.name] = asdict(measured(family))
-            with DONE.open("a") as file:
-                file.write(json.dumps([family.name, rows[family.name]]) + "\n")
+        if (family.name,) not in record.rows:
+            record.keep(asdict(measured(family)), family.name)
     lines: list[str] = []
     for family in FAMILIES:
-        found = Found(**rows[family.name])
+        found = Found(**record.rows[family.name,])
         cells = (
             family.name, f"`{family.model}`", family.size, found.before, found.after, found.norms,
             len(found.untraced), found.asserted, f"{found.ratio:.2f}",

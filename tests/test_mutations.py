@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.planted.bugs import ROOT, Bug, load
+from benchmarks.planted.bugs import Bug, load
+from benchmarks.record import ROOT
 from passes import DEFAULT
 
 SAMPLE = ("eps-dropped", "select-bias", "statistics-in-place")
@@ -37,7 +38,7 @@ def test_bugs_are_many_and_everywhere() -> None:
 def test_sample_is_killed(tmp_path: Path) -> None:
     """A few of them are planted, and found by whatever has to find them."""
     only = [text for name in SAMPLE for text in ("--only", name)]
-    command = [sys.executable, "-m", "benchmarks.mutations", *only, "--record", str(tmp_path / "r")]
+    command = [sys.executable, "-m", "benchmarks.mutations", *only, "--file", str(tmp_path / "r")]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
     )

@@ -122,7 +122,7 @@ def _through(name: str, run: Forward, **layers: Callable[[], nn.Module]) -> list
               lambda kind=kind: {
                   "n": _diagonal(kind), "a": C2(4, 6, 1), "z": C2(4, 4, 1),
                   **{name: make() for name, make in layers.items()}})
-        for kind in ("norm", "scale", "positive scale", "mixed scale", "positive norm")
+        for kind in ("norm", "scale", "positive scale", "mixed scale", "positive scale and shift")
     ]  # fmt: skip
 
 
@@ -174,8 +174,14 @@ class Shifted(Fixed):
 
 
 def _diagonal(kind: str) -> nn.Module:
-    kinds = {"norm": lambda: B2(4), "scale": Scaled, "positive scale": Fixed, "mixed scale": Mixed}
-    return kinds.get(kind, Shifted)()
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "norm": lambda: B2(4),
+        "scale": Scaled,
+        "positive scale": Fixed,
+        "mixed scale": Mixed,
+        "positive scale and shift": Shifted,
+    }
+    return kinds[kind]()
 
 
 INTO_READERS = [

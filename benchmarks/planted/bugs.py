@@ -7,9 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
-ROOT = Path(__file__).absolute().parents[2]
-"""Where the sources are that bugs are planted into."""
-
 Kind = Literal["functional", "other"]
 
 
@@ -78,14 +75,3 @@ def load() -> tuple[Bug, ...]:
 
 def _sections(page: dict[str, Any]) -> list[dict[str, Any]]:
     return cast("list[dict[str, Any]]", page["source"])
-
-
-@cache
-def sources() -> str:
-    """A fingerprint of all that a result depends on, beside the bug itself."""
-    digest = hashlib.sha256()
-    folders = (ROOT / "reparam", ROOT / "passes", Path(__file__).parent)
-    for folder in folders:
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]

@@ -11,8 +11,11 @@ from benchmarks.planted.examples import Block, Example
 Factory = Callable[[], nn.Module]
 
 
-class _Batched(Block):
-    """A block that takes what it is for alone: of shapes, torch's layers take more than run."""
+class _OfOneForm(Block):
+    """A block that refuses what is not of the form that its example takes.
+
+    Torch's layers take more on the meta device, and fail when they are run.
+    """
 
     def __init__(self, example: Example) -> None:
         super().__init__(example.run, example.layers())
@@ -31,7 +34,7 @@ def _factory(example: Example, name: str) -> Factory:
     """A function without arguments that returns the block; it goes by this name here."""
 
     def made() -> nn.Module:
-        return _Batched(example)
+        return _OfOneForm(example)
 
     made.__name__ = made.__qualname__ = name
     globals()[name] = made

@@ -8,7 +8,8 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from benchmarks.planted.bugs import ROOT, Bug
+from benchmarks.planted.bugs import Bug
+from benchmarks.record import ROOT
 
 PLANTED = ("reparam", "passes")
 """The packages that a bug may be planted into."""

@@ -30,8 +30,7 @@ no other check beside it; *by float64*: so does the comparison in float64; both 
 and generated graphs. *By check_pass*: `reparam.testing.check_pass` on its own graphs, or else,
 *with blocks*, given those blocks as its argument of that name.
 
-The bugs are in `benchmarks/planted`, and `python -m benchmarks.mutations --write` measures them
-anew and writes this page, which takes about an hour.
+The bugs are in `benchmarks/planted`; `make evidence` measures them and writes this page.
 
 """
 
@@ -64,7 +63,7 @@ def by_proof(row: Mapping[str, Any]) -> bool:
     return "proof" in row and row["proof"]["equal"] != "equal"
 
 
-def results(bugs: Sequence[Bug], rows: Mapping[tuple[str, str], dict[str, Any]]) -> list[Result]:
+def results(bugs: Sequence[Bug], rows: Mapping[tuple[str, ...], dict[str, Any]]) -> list[Result]:
     """What came of each bug."""
     found: list[Result] = []
     for bug in bugs:

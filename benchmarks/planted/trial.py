@@ -5,14 +5,12 @@ first.
 """
 
 import itertools
-import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import hypothesis
 import torch
 
 from benchmarks.planted.bugs import Bug
@@ -21,7 +19,6 @@ from benchmarks.planted.plant import plant
 
 if TYPE_CHECKING:
     from reparam.rewrite import Rewrite
-    from reparam.testing import Graph
 
 DRAWN = 120
 """How many generated graphs a pass is tried on after the blocks that were written for it."""
@@ -111,35 +108,19 @@ class Witness:
         return self.verdicts[first:]
 
 
-def drawn(count: int, seed: int) -> "list[Graph]":
-    """So many generated graphs, the same for the same seed."""
-    from reparam.testing import graphs
-    from reparam.testing.profiles import ALWAYS
-
-    found: list[Graph] = []
-    settings = hypothesis.settings(
-        ALWAYS, max_examples=count, database=None, phases=[hypothesis.Phase.generate]
-    )
-
-    def keep(graph: "Graph") -> None:
-        found.append(graph)
-
-    hypothesis.seed(seed)(settings(hypothesis.given(graphs())(keep)))()
-    return found
-
-
 def watched(witness: Witness, name: str) -> Iterator[list[Verdict]]:
     """The rewrites of one pass, first on its own blocks, then on generated graphs."""
     import passes
     from benchmarks.planted.corpus import CORPUS
-    from reparam.testing import randomised
+    from reparam.testing import graphs, randomised
+    from reparam.testing.profiles import sample
 
     rule = getattr(passes, name)
     for example in CORPUS[name]:
         model, given = example.build()
         randomised(model, given)
         yield witness.watch(example.name, model, given, rule)
-    for number, graph in enumerate(drawn(DRAWN, 1)):
+    for number, graph in enumerate(sample(graphs(), DRAWN, seed=1)):
         given = graph.example() if graph.given else None
         yield witness.watch(f"graph {number}", graph.build(), given, rule)
 
@@ -150,12 +131,11 @@ def quiet() -> None:
     warnings.simplefilter("ignore")
 
 
-def prove_trial(bug: Bug | None, names: tuple[str, ...], send: Send) -> None:
+def prove_trial(bug: Bug, names: tuple[str, ...], send: Send) -> None:
     """Run the proof on rewrites until it rejects one, and so does the check in float64."""
     quiet()
-    if bug is not None:
-        plant(bug)
-    functional = bug is None or bug.kind == "functional"
+    plant(bug)
+    functional = bug.kind == "functional"
     witness = Witness()
     killed: dict[str, Verdict] = {}
     for verdicts in itertools.chain(*(watched(witness, name) for name in names)):
@@ -167,7 +147,7 @@ def prove_trial(bug: Bug | None, names: tuple[str, ...], send: Send) -> None:
                 send({"killed": kind, **asdict(verdict), "rewrites": len(witness.verdicts)})
             if functional and verdict.differs and verdict.proof == "proven":
                 send({"hole": asdict(verdict)})
-        if bug is not None and len(killed) >= (2 if functional else 1):
+        if len(killed) >= (2 if functional else 1):
             break
     reasons = [v.proof for v in witness.verdicts if v.proof != "proven"]
     send({
@@ -189,14 +169,15 @@ def check_trial(
     import passes
     from benchmarks.planted.factories import FACTORIES, shapes
     from reparam.testing import CheckFailed, check_pass
+    from reparam.testing.profiles import PR, PROFILES
     from reparam.testing.strategies import SHAPES
 
-    _find_only()
+    PROFILES["first"] = replace(PROFILES[PR], shrink=False)  # one graph, of whatever size, will do
     for own, name in itertools.product(attempts, names):
         rule: Rewrite = getattr(passes, name)
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"profile_name": "first"}
         if own:
-            options = {"blocks": FACTORIES[name], "shapes": [*shapes(name), *SHAPES]}
+            options |= {"blocks": FACTORIES[name], "shapes": [*shapes(name), *SHAPES]}
         try:
             check_pass(rule, **options)
         except CheckFailed as failed:
@@ -209,26 +190,14 @@ def alarm_trial(seed: int, count: int, send: Send) -> None:
     """With no bug planted, hold each rewrite of all passes on generated graphs to both checks."""
     quiet()
     import passes
+    from reparam.testing import graphs
+    from reparam.testing.profiles import sample
 
     witness = Witness()
-    for number, graph in enumerate(drawn(count, seed)):
+    for number, graph in enumerate(sample(graphs(), count, seed=seed)):
         given = graph.example() if graph.given else None
         for verdict in witness.watch(f"graph {number}", graph.build(), given, *passes.DEFAULT):
             if verdict.rejected or verdict.differs or verdict.proof.startswith("failed"):
                 send({"alarm": asdict(verdict), "seed": seed, "source": graph.source})
     tally = Counter((v.rule, v.proof, v.equal) for v in witness.verdicts)
     send({"graphs": count, "tally": [[*key, times] for key, times in sorted(tally.items())]})
-
-
-def _find_only() -> None:
-    """Let `check_pass` stop at the first graph: it need not make it smaller."""
-    from reparam.testing import profiles
-
-    module: Any = sys.modules["reparam.testing.check_pass"]
-    kept: Callable[..., Any] = profiles.Profile.settings
-
-    def settings(self: Any, max_examples: int | None = None, *, shrink: bool = True) -> Any:
-        return kept(self, max_examples, shrink=False)
-
-    profiles.Profile.settings = settings
-    module.reduced = lambda graph, _: graph
