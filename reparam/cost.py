@@ -48,7 +48,7 @@ def cost(value: Value, channels: int, pixels: float = 1, layer: bool = False) ->
             additions = len(coefficients) - 1
             unary = coefficients == (1.0,)
             return Cost(multiples + additions + unary, (multiples + additions) * channels * pixels)
-        case Pad():  # by a constant of each channel, that is padded itself, and what is left added
+        case Pad():  # a constant of each channel's own takes a padding, a difference and a sum more
             several = value.border is not None and value.border.numel() > 1
             return Cost(4 if several else 1, 0)
         case Constant() | Shape():

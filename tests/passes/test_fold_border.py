@@ -51,6 +51,21 @@ def test_without_a_pass_the_border_is_padded_itself() -> None:
     assert told.after.operators == {"Conv2d": 1} | written
 
 
+def test_one_number_for_all_channels_is_padded_with_at_once() -> None:
+    model = randomised(Net(bordered, conv=nn.Conv2d(3, 4, 3), border=torch.randn(1)), IMAGES)
+    fused = reparam.compile(model, IMAGES, passes=(fold_border,))
+    told = reparam.report(fused)
+    assert not told.applied
+    assert told.after.operators == {"Conv2d": 1, "pad": 1}
+    assert torch.equal(fused(IMAGES), model(IMAGES))
+
+
+def test_a_border_that_no_layer_takes_in_is_exact() -> None:
+    model = Net(bordered, conv=nn.ReLU(), border=torch.randn(3)).eval()
+    images = IMAGES.masked_fill(IMAGES > 1, torch.inf)
+    assert torch.equal(reparam.compile(model, passes=())(images), model(images))
+
+
 def test_a_layer_that_something_else_reads_stays() -> None:
     def twice(net: Net, x: Tensor) -> Tensor:
         made = net.conv(x)
