@@ -10,7 +10,8 @@ Algebra:
     1·x + 0 = x
 
 Legal when:
-    The factor is exactly 1 and the dtype stays; an assertion of the model's own is proven by what
+    The factor is exactly 1, the dtype stays, and a result of the model that is a tensor of its own
+    remains one. An assertion of the model's own is proven by what
     is known of shapes.
     A number of axes that the model asserts is known, as it is from a batch norm that demands it.
 
@@ -19,7 +20,7 @@ Profitable when:
 """
 
 from reparam import Call, Replace, require, rewrite
-from reparam.graph import INPUT, Apply
+from reparam.graph import Apply
 from reparam.known import ASSERT
 from reparam.tracer import HELD
 from reparam.values import IDENTITY, Constant, Opaque, Sum
@@ -35,7 +36,6 @@ def drop_noops(call: Call) -> Replace | None:
             dtype = source.shape.dtype if source.shape is not None else None
             floating = dtype is not None and dtype.is_floating_point
             require(floating, "its input is not known to be floating-point")
-            require(source.value is not INPUT, "the result would be the model's own input")
         return Replace(source)
     if isinstance(value, Opaque) and value.target is ASSERT:
         condition = call.inputs[0] if call.inputs else None

@@ -12,9 +12,9 @@ from torch import fx
 from reparam.arguments import found
 from reparam.check import check
 from reparam.cost import Cost, cost
-from reparam.effects import makes_memory, written_later
 from reparam.errors import Declined, Rejected, first_line, require
 from reparam.graph import Apply, Call, Expression, ValueGraph, leaves
+from reparam.memory import ends_in_layer, shared_result, written_later
 from reparam.naming import effect, layer_name, layer_names
 from reparam.precision import require_representable
 from reparam.proof import Proof
@@ -161,8 +161,10 @@ class Driver:
         for root, expression in rewrite.items():
             before = all(leaf < root and leaf not in rewrite for leaf in leaves([expression]))
             require(before, "its replacement reads what it replaces, or what comes after it")
-            own = makes_memory(expression) or not written_later(root)
+            own = ends_in_layer(expression) or not written_later(root)
             require(own, "its result may be written to, and has to be a tensor of its own")
+            apart = not shared_result(root, expression)
+            require(apart, "the result would lie in memory of an input or of another result")
         dead = self.values.dead_after(rewrite)
         gone = sorted(dead)
         parts = list(_applications(rewrite))

@@ -16,11 +16,9 @@ from reparam.capture import Capture
 from reparam.dtypes import dtypes_of
 from reparam.errors import UntracedError
 from reparam.functions import CONVOLUTIONS
-from reparam.graph import Apply, Call, Expression
 from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning
 from reparam.state import plain_tensors
-from reparam.values import BatchNorm, Conv, Opaque
 
 LAYERS = (nn.Linear, known.CONV_BASE, known.BATCH_NORM_BASE)
 """Modules that are rewritten to layers, or stay."""
@@ -251,22 +249,13 @@ def _fresh(node: fx.Node, capture: Capture) -> bool:
         module = capture.attribute(str(node.target))
         if getattr(module, "inplace", False):
             return False
-        return isinstance(module, FRESH_MODULES) or known.kind(module) in FRESH_KINDS
-    if node.target in CONVOLUTIONS:
-        return True
-    if known.writes(node) or known.name(node.target) in VIEWS:
-        return False
-    called = known.name(node.target)
-    return known.kind(node.target) in FRESH_KINDS or (called or "") in FRESH_NAMES
+        return makes_memory(module)
+    return node.target in CONVOLUTIONS or (not known.writes(node) and makes_memory(node.target))
 
 
-def written_later(call: Call) -> bool:
-    """Whether a layer's result may be written to by what reads it."""
-    readers = (reader.value for reader in call.readers)
-    pinned = any(isinstance(value, Opaque) and value.pinned for value in readers)
-    return pinned and isinstance(call.value, Conv | BatchNorm)
-
-
-def makes_memory(expression: Expression) -> bool:
-    """Whether the result of an expression is a tensor that was not there before."""
-    return isinstance(expression, Apply) and isinstance(expression.value, Conv | BatchNorm)
+def makes_memory(target: Any) -> bool:
+    """Whether a function, method or module that writes nothing is known to return new memory."""
+    if isinstance(target, nn.Module):
+        return isinstance(target, FRESH_MODULES) or known.kind(target) in FRESH_KINDS
+    called = known.name(target) or ""
+    return called not in VIEWS and (known.kind(target) in FRESH_KINDS or called in FRESH_NAMES)

@@ -8,15 +8,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import hypothesis
 import torch
-from hypothesis import given, settings
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 import reparam
-from reparam.testing import Graph, graphs
+from reparam.testing import graphs
 from reparam.testing.equivalence import difference
+from reparam.testing.failures import went_wrong
+from reparam.testing.profiles import sample
 from reparam.testing.sameness import shared_memory
 
 SHARD = 500
@@ -49,30 +49,10 @@ class Shard:
     rejected: list[str] = field(default_factory=list[str])
 
 
-def drawn(seed: int, count: int) -> list[Graph]:
-    """Graphs, the same for the same seed."""
-    found: list[Graph] = []
-
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=(hypothesis.Phase.generate,),
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @given(graphs())
-    def collect(graph: Graph) -> None:
-        found.append(graph)
-
-    collect()
-    return found
-
-
 def shard(seed: int, count: int = SHARD) -> Shard:
     """Compile the graphs of a seed, and compare each with its original at several sizes."""
     found, fired = Shard(), Counter[str]()
-    for graph in drawn(seed, count):
+    for graph in sample(graphs(), count, seed=seed):
         model, example = graph.build(), graph.example() if graph.given else None
         found.graphs += 1
         try:
@@ -85,15 +65,11 @@ def shard(seed: int, count: int = SHARD) -> Shard:
         found.matched += bool(told.applied)
         found.rewrites += len(told.applied)
         differs = (difference(model, fused, inputs) for inputs in graph.examples())
-        taken = shared_memory(model, fused, graph.example())
-        if (how := next(filter(None, differs), taken)) is not None:
+        how = next(filter(None, differs), None) or shared_memory(model, fused, graph.example())
+        if how is not None:
             found.wrong.append(f"{how}\n{graph.source}")
-        broken = ("its replacement", "the pass failed")
-        found.rejected += [
-            f"{remark}\n{graph.source}"
-            for remark in told.missed
-            if remark.message.startswith(broken)
-        ]
+        wrong = filter(went_wrong, told.missed)
+        found.rejected += [f"{remark}\n{graph.source}" for remark in wrong]
     found.fired = dict(fired)
     return found
 
@@ -112,7 +88,7 @@ def _compiled(model: nn.Module, example: Any, verify: bool, found: Shard) -> nn.
 def fused_by_torch(seed: int, count: int = SHARD) -> Counter[str]:
     """What PyTorch's own fuser does to the same graphs: how often it is right, wrong, or fails."""
     found = Counter[str]()
-    for graph in drawn(seed, count):
+    for graph in sample(graphs(), count, seed=seed):
         model: Any = graph.build()
         try:
             fused: nn.Module = fuse(model)

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import hypothesis
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
 from torch import Tensor, nn
 
 import reparam
-from reparam.testing import MOTIFS, Graph, blocks, randomised
-from reparam.testing.strategies import Motif
+from reparam.testing import MOTIFS, blocks, randomised
+from reparam.testing.profiles import sample
 
 EACH = 24
 """Graphs of each motif."""
@@ -97,7 +95,8 @@ def proofs(each: int = EACH) -> dict[str, Proofs]:
         (model, torch.zeros(2, 4, 14, 14).double()) for model in special()
     ]
     for motif in MOTIFS.values():
-        models += [(g.build(), g.example() if g.given else None) for g in drawn(motif, each)]
+        graphs = sample(blocks(motif), each)
+        models += [(g.build(), g.example() if g.given else None) for g in graphs]
     for model, example in models:
         told = reparam.report(reparam.compile(model, example, verify="proof"))
         for remark in told.applied:
@@ -125,23 +124,3 @@ def _kind(premise: str) -> str:
     words = re.sub(r"\b[\w.]+\.(weight|bias|mean|variance|border|content)\b", r"a \1", premise)
     words = re.sub(r"what is compared of .* comes", "what is compared comes", words)
     return re.sub(r"the border of \S+ is what \S+ makes", "a border is what a layer makes", words)
-
-
-def drawn(motif: Motif, count: int) -> list[Graph]:
-    """Blocks of a motif, the same in every run."""
-    found: list[Graph] = []
-
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        derandomize=True,
-        phases=(hypothesis.Phase.generate,),
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @given(blocks(motif))
-    def collect(graph: Graph) -> None:
-        found.append(graph)
-
-    collect()
-    return found

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from reparam.compiler import compile as compile_model
-from reparam.errors import VerificationError
+from reparam.errors import VerificationError, first_line
 from reparam.pipelines import Pass
 from reparam.report import Report, report
 from reparam.testing.equivalence import difference
-from reparam.testing.failures import CheckFailed
+from reparam.testing.failures import CheckFailed, went_wrong
 from reparam.testing.graph import Graph
 from reparam.testing.programs import compile_program
 from reparam.testing.sameness import State, shared_memory
@@ -28,8 +28,8 @@ def check_graph(graph: Graph, passes: Sequence[Pass] | None = None) -> Report:
         The report of the compile.
 
     Raises:
-        CheckFailed: if the compile fails, the result differs, a pass fails, or the model is not as
-            it was; with a program that shows it.
+        CheckFailed: if the compile fails, the result differs, a pass fails or a check refused what
+            it returned, or the model is not as it was; with a program that shows it.
     """
     model = graph.build()
     state = State(model)
@@ -43,13 +43,12 @@ def check_graph(graph: Graph, passes: Sequence[Pass] | None = None) -> Report:
         if (taken := shared_memory(model, fused, graph.example())) is not None:
             raise CheckFailed(taken)
         account = report(fused)
-        failed = [str(remark) for remark in account.missed if "the pass failed" in remark.message]
-        if failed:
-            raise CheckFailed(failed[0])
+        if wrong := list(filter(went_wrong, account.missed)):
+            raise CheckFailed(str(wrong[0]))
     except CheckFailed as found:
         raise CheckFailed(found.finding, compile_program(graph), graph.nodes) from found
     except Exception as error:
-        finding = f"the compile fails with {type(error).__name__}: {error}"
+        finding = f"the compile fails with {type(error).__name__}: {first_line(error)}"
         raise CheckFailed(finding, compile_program(graph), graph.nodes) from error
     return account
 

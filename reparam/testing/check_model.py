@@ -8,12 +8,12 @@ from torch import Tensor, fx, nn
 
 from reparam.capture import modules_of
 from reparam.compiler import compile as compile_model
-from reparam.errors import ReparamError
+from reparam.errors import ReparamError, first_line
 from reparam.pipelines import Pass
 from reparam.report import Report, report
 from reparam.rewrite import Rewrite
 from reparam.testing.equivalence import difference
-from reparam.testing.failures import CheckFailed
+from reparam.testing.failures import CheckFailed, went_wrong
 from reparam.testing.sameness import State, same, shared_memory
 from reparam.testing.watch import Watch
 
@@ -24,8 +24,9 @@ class Outcome:
 
     Attributes:
         applied: how many rewrites it made.
-        equal: how many were checked in float64.
-        proven: how many were proven over a finite field.
+        equal: how many of its answers were equal in float64, those counted too that the driver
+            then did not make; of a torch.fx pass none, which is compared as a whole.
+        proven: how many of these were proven over a finite field as well.
         refused: why the driver did not make others, and how many for each reason.
     """
 
@@ -46,8 +47,8 @@ def check_model(
 
     Each of its rewrites is equal in float64, borders included, and over a finite field; it changes
     neither the model nor the graph; asked twice, it answers the same. The compiled model as a whole
-    computes the same in the same dtype, shares no memory with the original, and a second compile
-    changes nothing.
+    computes the same in the same dtype and shares no memory with the original; and a second compile
+    does nothing more, or a third, where the first wrote one value as several calls.
 
     Args:
         rule: the pass.
@@ -73,22 +74,22 @@ def check_model(
             raise watch.broken
         watch.unchanged()
         _require(watch.finding is None, watch.finding or "")
-    failed = [r.message for r in account.missed if r.rule == name and _failed(r.message)]
+    failed = [r.message for r in account.missed if r.rule == name and went_wrong(r)]
     _require(not failed, f"{name}: {', '.join(failed)}")
     changed = state.changed(model)
     _require(changed is None, f"{name} changes the model it is run on: {changed}")
-    taken = shared_memory(model, fused, examples[0])
-    _require(taken is None, f"{name}: {taken}")
     applied = len(account.applied)
     if watch is None:  # of a torch.fx pass, whether the graph is another than without it
         applied = int(_code(_compiled(_leave, model, example)[0]) != _code(fused))
     for each in examples if applied else examples[:1]:
         found = difference(model, fused, each)
         _require(found is None, f"{name}, the whole model {found}")
+    taken = shared_memory(model, fused, examples[0])  # runs it: whether it does is known by now
+    _require(taken is None, f"{name}: {taken}")
     if applied:
         _require_done(rule, fused, example)
     refused = Counter(r.message for r in account.missed if r.rule == name)
-    equal, proven = (watch.equal, watch.proven) if watch else (applied, 0)
+    equal, proven = (watch.equal, watch.proven) if watch else (0, 0)
     return Outcome(applied, equal, proven, refused)
 
 
@@ -112,7 +113,8 @@ def _compiled(
     except ReparamError:
         raise
     except Exception as error:
-        finding = f"{name_of(rule)}: the compile fails with {type(error).__name__}: {error}"
+        told = f"{type(error).__name__}: {first_line(error)}"
+        finding = f"{name_of(rule)}: the compile fails with {told}"
         raise CheckFailed(finding) from error
     return fused, report(fused)
 
@@ -129,32 +131,27 @@ def _code(model: nn.Module) -> tuple[str, list[str]]:
 
 
 def _require_done(rule: Pass, fused: nn.Module, example: tuple[Tensor, ...] | None) -> None:
-    """A second compile changes nothing.
+    """A second compile does nothing more, or a third.
 
-    It may where the first wrote one value as several calls, a padding by a constant say, of which
-    one can be folded by itself: then a third has to change nothing.
+    A second may, of a rewrite, where the first wrote one value as several calls, a padding by a
+    constant say, of which one can be folded by itself.
 
     Raises:
         CheckFailed: if it does.
     """
     again, account = _compiled(rule, fused, example)
-    name = name_of(rule)
+    which, name = "second", name_of(rule)
     if isinstance(rule, Rewrite) and account.applied:
-        fused = again
+        which, fused = "third", again
         again, account = _compiled(rule, fused, example)
     before, first = _code(fused), {k: t.clone() for k, t in fused.state_dict().items()}
     if isinstance(rule, Rewrite):
         more = [str(remark) for remark in account.applied]
-        _require(not more, f"{name} is not idempotent: a second compile does more, {more[:1]}")
+        _require(not more, f"{name} is not idempotent: a {which} compile does more, {more[:1]}")
     elif _code(again) != before:
         raise CheckFailed(f"{name} is not idempotent: a second compile changes the graph")
     same_state = same(first, dict(again.state_dict()))
-    _require(same_state, f"{name} is not idempotent: a second compile changes weights")
-
-
-def _failed(message: str) -> bool:
-    """Whether a remark is of a pass that went wrong, and did not decline."""
-    return "the pass failed with" in message or "rolled back" in message
+    _require(same_state, f"{name} is not idempotent: a {which} compile changes weights")
 
 
 def _require(condition: bool, finding: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import hypothesis
@@ -15,7 +15,7 @@ from reparam.testing.check_model import Outcome, check_model, name_of
 from reparam.testing.failures import CheckFailed
 from reparam.testing.graph import Graph, Shape
 from reparam.testing.own_blocks import BlockMotif
-from reparam.testing.profiles import Profile, profile
+from reparam.testing.profiles import Profile, Settings, profile
 from reparam.testing.programs import program
 from reparam.testing.reduce import reduced
 from reparam.testing.strategies import MOTIFS, SHAPES, Motif
@@ -37,8 +37,9 @@ class PassCheck:
         graphs: on how many it was tried.
         fired: on how many of them it did something.
         applied: how many rewrites it made.
-        equal: how many were checked in float64.
-        proven: how many were proven over a finite field as well.
+        equal: how many of its answers were equal in float64, those counted too that the driver
+            then did not make; of a torch.fx pass none, which is compared as a whole.
+        proven: how many of these were proven over a finite field as well.
         motifs: on which it fired, each alone.
         refused: why rewrites were not made, and how many for each reason.
     """
@@ -84,9 +85,10 @@ def check_pass(
     """Hold a pass to all that a pass promises, on graphs drawn by Hypothesis.
 
     On each graph `check_model` holds: each rewrite is equal in float64, at all borders, and over a
-    finite field; nothing is changed but what the pass returns; dtype and device stay; a second run
-    changes nothing. First each motif is tried alone; then graphs are drawn, mostly of those motifs
-    on which the pass fired.
+    finite field; nothing is changed but what the pass returns; the dtype stays; a second compile
+    does nothing more, or a third, where the first wrote one value as several calls. First each
+    motif is tried alone, on the same few graphs at every run; then graphs are drawn, mostly of
+    those motifs on which the pass fired.
 
     Args:
         rule: a rewrite (`reparam.rewrite`) or a torch.fx pass.
@@ -97,7 +99,7 @@ def check_pass(
             module of yours: more motifs, where a pass needs what the library does not have.
         shapes: of the inputs of graphs, batch first, each with how many axes stand behind its
             channels: for blocks that take others than the library's.
-        seed: for other graphs than at every run.
+        seed: for other graphs than at every run, beside those of one motif.
         profile_name: "reparam-pr" or "reparam-nightly"; else the environment says.
 
     Returns:
@@ -113,7 +115,7 @@ def check_pass(
     run = _Run(rule, profile(profile_name), max_examples, seed)
     own = [BlockMotif.of(block) for block in blocks]
     if graphs is not None:
-        run.over(graphs, run.max_examples)
+        run.over(graphs, "graphs")
     else:
         for motif in own:
             if not any(motif.fits(shape) for shape, _ in shapes):
@@ -123,7 +125,8 @@ def check_pass(
         fired = run.survey(motifs, shapes)
         run.check.motifs = tuple(motif.__name__ for motif in fired)
         chosen = [*motifs, *fired * max(1, FOCUS * len(motifs) // max(len(fired), 1))]
-        run.over(_graphs(motifs=chosen, shapes=shapes, max_motifs=3), run.max_examples)
+        stage = "-".join(["mixed", *(motif.__name__ for motif in own)])
+        run.over(_graphs(motifs=chosen, shapes=shapes, max_motifs=3), stage)
     least = max(1, run.max_examples // 100) if min_fired is None else min_fired
     if run.check.fired < least:
         raise CheckFailed(_vacuous(run.check, least))
@@ -146,22 +149,37 @@ class _Run:
         self, rule: Pass, chosen: Profile, max_examples: int | None, seed: int | None
     ) -> None:
         self.rule, self.seed = rule, seed
-        self.profile = chosen if seed is None else Profile(chosen.max_examples, random=True)
+        self.profile = chosen if seed is None else replace(chosen, random=True)
         self.max_examples = max_examples or chosen.max_examples
         self.check = PassCheck(name_of(rule))
 
     def survey(self, motifs: Sequence[Motif], shapes: Sequence[tuple[Shape, int]]) -> list[Motif]:
-        """Try each motif alone; return those on which the pass fired."""
+        """Try each motif alone; return those on which the pass fired.
+
+        The same graphs at every run: from other motifs, what was kept would be other graphs.
+        """
+        told = replace(self.profile, random=False, kept=False).settings(SURVEYED)
         fired: list[Motif] = []
         for motif in motifs:
             before = self.check.fired
-            self.over(_graphs(motifs=(motif,), shapes=shapes, max_motifs=1), SURVEYED)
+            self._over(_graphs(motifs=(motif,), shapes=shapes, max_motifs=1), told)
             if self.check.fired > before:
                 fired.append(motif)
         return fired
 
-    def over(self, strategy: st.SearchStrategy[Graph], max_examples: int) -> None:
-        """Check so many graphs.
+    def over(self, strategy: st.SearchStrategy[Graph], stage: str) -> None:
+        """Check as many graphs as are wanted; what fails is kept under this name.
+
+        Raises:
+            CheckFailed: if the pass is wrong on one of them.
+        """
+        told = self.profile.settings(self.max_examples, f"{self.check.name}-{stage}")
+        self._over(strategy, told, self.seed)
+
+    def _over(
+        self, strategy: st.SearchStrategy[Graph], told: Settings, seed: int | None = None
+    ) -> None:
+        """Check the graphs that Hypothesis draws.
 
         Raises:
             CheckFailed: if the pass is wrong on one of them.
@@ -170,20 +188,20 @@ class _Run:
 
         def trial(graph: Graph) -> None:
             failing[:] = [graph]
-            self.check.add(self._outcome(graph, prove=True))
+            self.check.add(self._outcome(graph))
             failing.clear()
 
         test = hypothesis.given(strategy)(trial)
-        if self.seed is not None:
-            test = hypothesis.seed(self.seed)(test)
+        if seed is not None:
+            test = hypothesis.seed(seed)(test)
         try:
-            self.profile.settings(max_examples)(test)()
+            told(test)()
         except CheckFailed as found:
             if not failing:
                 raise
             self._report(failing[0], found)
 
-    def _outcome(self, graph: Graph, *, prove: bool, sizes: bool = True) -> Outcome:
+    def _outcome(self, graph: Graph, *, sizes: bool = True) -> Outcome:
         """What the pass did to a graph.
 
         Raises:
@@ -191,14 +209,14 @@ class _Run:
         """
         model = graph.build()
         inputs = list(graph.examples()) if sizes else [graph.example()]
-        return check_model(self.rule, model, *inputs, given=graph.given, prove=prove)
+        return check_model(self.rule, model, *inputs, given=graph.given)
 
     def _report(self, graph: Graph, found: CheckFailed) -> NoReturn:
-        """Make the graph smaller still, and print it."""
+        """Make the graph smaller still, if that is wanted, and print it."""
 
         def finding(smaller: Graph, sizes: bool) -> str | None:
             try:
-                self._outcome(smaller, prove=True, sizes=sizes)
+                self._outcome(smaller, sizes=sizes)
             except CheckFailed as failed:
                 return failed.finding
             except Exception:
@@ -206,6 +224,8 @@ class _Run:
             return None
 
         sizes = finding(graph, False) is None
-        smallest = reduced(graph, lambda smaller: finding(smaller, sizes) is not None)
+        smallest = graph
+        if self.profile.shrink:
+            smallest = reduced(graph, lambda smaller: finding(smaller, sizes) is not None)
         text = finding(smallest, sizes) or found.finding
         raise CheckFailed(text, program(smallest, self.rule, sizes=sizes), smallest.nodes) from None

@@ -1,6 +1,26 @@
 """What it means that a pass or a model does not pass."""
 
 from reparam.errors import ReparamError
+from reparam.report import Remark
+
+WRONG = (
+    "its replacement differs",
+    "its replacement fails",
+    "its proof fails",
+    "the pass failed with",
+    "rolled back",
+)
+"""How the messages begin of what a check refused, and of what a pass raised."""
+
+UNCHECKED = "rolled back: it can't be checked"
+"""How one begins that says nothing about the pass."""
+
+
+def went_wrong(remark: Remark) -> bool:
+    """Whether a remark is of a pass that was wrong or failed, and did not decline."""
+    message = remark.message
+    told = remark.kind == "missed" and message.startswith(WRONG)
+    return told and not message.startswith(UNCHECKED)
 
 
 class CheckFailed(ReparamError, AssertionError):  # noqa: N818 - a verdict, as an assertion's is

@@ -114,8 +114,8 @@ def _projected(d: Draft, x: Drawn, c: int, heads: int) -> list[Drawn]:
 def _mixed(d: Draft, q: Drawn, k: Drawn, v: Drawn) -> Drawn:
     """The values, weighted."""
     if d.rarely(3):
-        options = d.choose("", ", scale=0.5", ", is_causal=True", ", dropout_p=0.0")
-        code = f"F.scaled_dot_product_attention({{0}}, {{1}}, {{2}}{options})"
+        arguments = d.choose("", ", scale=0.5", ", is_causal=True", ", dropout_p=0.0")
+        code = f"F.scaled_dot_product_attention({{0}}, {{1}}, {{2}}{arguments})"
         return d.step(code, q, k, v, n=0)
     q = d.step(d.choose("{0} * 0.5", "{0} / 2"), q) if d.flip() else q
     weights = d.step(d.choose("{0} @ {1}.transpose(-2, -1)", "{0} @ {1}.mT"), q, k)

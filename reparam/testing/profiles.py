@@ -1,14 +1,18 @@
 """How many graphs are drawn, and which: the same at every run, or other ones each time."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
 from reparam.errors import ReparamError
+from reparam.testing.graph import Graph
 
 if TYPE_CHECKING:
     Settings = settings
@@ -51,29 +55,43 @@ class Profile:
     Attributes:
         max_examples: how many graphs are drawn.
         random: whether they are other ones at every run.
+        kept: whether what failed is kept, and tried first; only where they are random.
+        shrink: whether a graph that shows something is made smaller.
     """
 
     max_examples: int
     random: bool = False
+    kept: bool = False
+    shrink: bool = True
 
-    def settings(self, max_examples: int | None = None, *, shrink: bool = True) -> Settings:
-        """What Hypothesis is told."""
-        phases = [Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])]
+    def settings(self, max_examples: int | None = None, key: str = "") -> Settings:
+        """What Hypothesis is told.
+
+        Args:
+            max_examples: how many graphs, where it is not the profile that says.
+            key: of the failures that are kept.
+        """
+        phases = [Phase.explicit, Phase.reuse, Phase.generate]
         return settings(
             ALWAYS,
             max_examples=max_examples or self.max_examples,
             derandomize=not self.random,
-            database=database() if self.random else None,
-            phases=phases,
+            database=database(key) if self.kept else None,
+            phases=[*phases, Phase.shrink] if self.shrink else phases,
         )
 
 
-PROFILES = {PR: Profile(200), NIGHTLY: Profile(5000, random=True)}
+PROFILES = {PR: Profile(200), NIGHTLY: Profile(5000, random=True, kept=True)}
 
 
-def database() -> ExampleDatabase:
-    """Where failures are kept: a folder, which several processes may share."""
-    return DirectoryBasedExampleDatabase(Path(os.environ.get(DATABASE, FOLDER)))
+def database(key: str = "") -> ExampleDatabase:
+    """Where the failures under a key are kept: a folder, which several processes may share.
+
+    Hypothesis tells tests apart by their source, which is the same for all passes that are checked,
+    and deletes what no longer fails: so each check needs a folder of its own.
+    """
+    folder = Path(os.environ.get(DATABASE, FOLDER))
+    return DirectoryBasedExampleDatabase(folder / re.sub(r"[^\w-]", "_", key))
 
 
 def profile(name: str | None = None) -> Profile:
@@ -95,3 +113,27 @@ def register() -> None:
     """Make the profiles known to Hypothesis, for tests of a user's own that draw graphs."""
     for name, chosen in PROFILES.items():
         settings.register_profile(name, chosen.settings())
+
+
+def sample(
+    strategy: st.SearchStrategy[Graph], count: int, *, seed: int | None = None
+) -> list[Graph]:
+    """So many graphs, the same for the same seed, and at every run where there is none.
+
+    Fewer if the strategy has no more.
+    """
+    found: list[Graph] = []
+
+    def keep(graph: Graph) -> None:
+        found.append(graph)
+
+    test = hypothesis.given(strategy)(keep)
+    told = settings(
+        ALWAYS,
+        max_examples=count,
+        derandomize=seed is None,
+        database=None,
+        phases=[Phase.generate],
+    )
+    told(test if seed is None else hypothesis.seed(seed)(test))()
+    return found

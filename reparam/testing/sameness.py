@@ -111,7 +111,8 @@ def _shared(model: nn.Module, inputs: Any) -> set[tuple[int, str]]:
     for number, memory in enumerate(map(_memory, outputs)):
         if memory:
             other = owners.setdefault(memory, f"output {number}")
-            shared |= {(number, other)} - {(number, f"output {number}")}
+            if other != f"output {number}":
+                shared.add((number, other))
     return shared
 
 

@@ -134,7 +134,7 @@ def graphs(
         current, more = d.together(partial(_next, d, current, chosen))
     outputs = [current]
     while d.rarely(5):
-        outputs.append(d.choose(*d.tensors[: -len(d.inputs) - 1 : -1], *d.tensors[1:]))
+        outputs.append(d.choose(d.tensors[-1], *d.tensors[1:]))
     special = dtype == "float64" and d.rarely(4)  # a variance of 0 makes roundings large
     graph = d.graph(tuple(outputs), dtype=dtype, seed=d.integer(0, 2**16), special=special)
     return replace(_hooked(d, graph), given=not d.rarely(3))

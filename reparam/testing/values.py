@@ -96,7 +96,7 @@ def pairs_of_branches(draw: DrawFn) -> tuple[Conv, Conv]:
         padding.append((low, total - low))
     possible = all(side >= 0 for pair in padding for side in pair)
     if not possible or a.padding_mode != "zeros":
-        return a, with_numbers(replace(a, dilation=a.dilation), draw(SEEDS))
+        return a, with_numbers(a, draw(SEEDS))
     b = replace(b, padding=tuple(padding), border=None)
     if a.padded and b.padded:
         b = replace(b, border=a.border)

@@ -1,6 +1,5 @@
 """Watch a pass on calls while it is at work, and hold each of its answers to what it promises."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -22,9 +21,8 @@ class Watch:
         rewrite: the pass to compile with, of the same name.
         finding: the first thing that was wrong, if anything.
         broken: what a check itself raised, which says nothing about the pass.
-        equal: how many rewrites were equal in float64.
-        proven: how many of them were equal over a finite field as well.
-        unproven: why the others could not be proven, and how many for each reason.
+        equal: how many answers were equal in float64.
+        proven: how many of them were proven over a finite field as well.
     """
 
     def __init__(self, rule: Rewrite, *, prove: bool = True) -> None:
@@ -34,7 +32,6 @@ class Watch:
         self.finding: str | None = None
         self.broken: Exception | None = None
         self.equal = self.proven = 0
-        self.unproven: Counter[str] = Counter()
         self._seen: dict[int, tuple[Tensor, Tensor, str]] = {}
 
     def unchanged(self) -> None:
@@ -122,8 +119,6 @@ class Watch:
             self._note(call, f"over a finite field, {rejected.reason}")
             return
         self.proven += proof.proven
-        if proof.reason is not None:
-            self.unproven[proof.reason] += 1
 
     def _note(self, call: Call | str, what: str) -> None:
         self.finding = self.finding or f"{self.rule.name}, asked about {call}: {what}"

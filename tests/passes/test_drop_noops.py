@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,6 +67,9 @@ def test_dropout_in_training_stays() -> None:
         assert (fused(IMAGES) == 0).float().mean() > 0.3
 
 
+SHARED = "the result would lie in memory of an input or of another result"
+
+
 def test_integers_stay_what_they_become() -> None:
     """A product with 1.0 makes integers floating."""
     model = Net(lambda m, x: (x > 0) * 1.0)
@@ -72,14 +77,41 @@ def test_integers_stay_what_they_become() -> None:
     assert reparam.compile(model, passes=(drop_noops,))(IMAGES).dtype == torch.float32
 
 
-def test_result_is_not_the_input_itself() -> None:
+def missed(model: nn.Module) -> list[str]:
+    """Why nothing was dropped."""
+    told = reparam.report(reparam.compile(model.eval(), IMAGES, passes=(drop_noops,)))
+    assert not told.applied
+    return [remark.message for remark in told.missed]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: x * 1.0,
+        lambda m, x: (x.transpose(2, 3) + 0).flatten(1),
+        lambda m, x: x.contiguous() / 1,
+    ],
+    ids=["itself", "view", "contiguous"],
+)
+def test_result_is_not_the_input_itself(forward: Callable[..., Tensor]) -> None:
     """Whoever writes to the result must not write to what was given."""
+    assert missed(Net(forward)) == [SHARED]
 
-    def forward(m: Net, x: Tensor) -> Tensor:
-        return torch.stack([x * 1.0, m.conv(x)])
 
-    model = Net(forward, conv=nn.Conv2d(3, 3, 1))
-    assert reasons(drop_noops, model, IMAGES) == ["the result would be the model's own input"]
+def test_results_stay_apart() -> None:
+    """Whoever writes to one must not write to the other, be it a view of it."""
+
+    def forward(m: Net, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.conv(x)
+        return y.flatten(2), (y * 1.0).transpose(1, 2)
+
+    assert missed(Net(forward, conv=nn.Conv2d(3, 3, 1))) == [SHARED]
+
+
+def test_what_is_not_returned_may_be_the_input() -> None:
+    model = Net(lambda m, x: torch.stack([x * 1.0, m.conv(x)]), conv=nn.Conv2d(3, 3, 1))
+    told = reparam.report(reparam.compile(model.eval(), IMAGES, passes=(drop_noops,)))
+    assert len(told.applied) == 1
 
 
 def test_proven_assertion() -> None:

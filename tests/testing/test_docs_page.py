@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import passes
 from reparam.testing.profiles import FOLDER, PROFILES
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,13 @@ def test_the_profiles_are_those_of_the_table() -> None:
     }
 
 
+def test_the_table_of_rates_has_every_default_pass() -> None:
+    told = re.findall(r"`(\w+)` \| \d+ \|", PAGE)
+    assert sorted(told) == sorted(rule.name for rule in passes.DEFAULT)
+
+
 def test_the_workflow_uses_both() -> None:
     workflow = (ROOT / "examples" / "ci" / "reparam.yml").read_text()
     assert set(re.findall(r"--reparam-profile (\S+)", workflow)) == set(PROFILES)
     assert FOLDER in workflow
+    assert "actions/cache@" not in workflow, "it would not save what failed"

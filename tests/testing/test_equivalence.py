@@ -8,6 +8,7 @@ from torch import nn
 
 import reparam
 from reparam.testing import CheckFailed, assert_compiles, assert_equivalent
+from tests.testing import wrong_passes as wrong
 
 X = torch.randn(2, 3, 6, 5)
 
@@ -38,22 +39,17 @@ def test_a_model_compiles() -> None:
         assert_compiles(net(), X, passes=(), at_least=1)
 
 
-class Counting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = nn.Buffer(torch.zeros(()))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * 2
-
-
 def test_a_pass_that_reaches_for_the_model_is_found() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), Counting()).eval()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
 
     def reach(graph_module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-        with torch.no_grad():
-            model[0].weight.zero_()
+        model[1].inplace = True
         return graph_module
 
-    with pytest.raises(CheckFailed):
+    with pytest.raises(CheckFailed, match="changes the model that it is given"):
         assert_compiles(model, X, passes=(reach,))
+
+
+def test_a_result_in_memory_of_an_input_is_found() -> None:
+    with pytest.raises(CheckFailed, match="output 0 of the result lies in memory of input 0"):
+        assert_compiles(wrong.Cloning().eval(), X, passes=(wrong.drop_clones,))

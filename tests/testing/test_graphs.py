@@ -3,11 +3,9 @@
 from collections import Counter
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import passes
@@ -15,6 +13,7 @@ import reparam
 from reparam.testing import MOTIFS, Graph, blocks, graphs
 from reparam.testing.equivalence import difference
 from reparam.testing.graph import Input, Layer, Step
+from reparam.testing.profiles import sample
 from reparam.testing.reduce import reduced
 
 pytestmark = pytest.mark.usefixtures("without_annotation_checks")
@@ -23,21 +22,9 @@ RATES = 300
 """Graphs on which the rates are measured."""
 
 
-def drawn(strategy: st.SearchStrategy[Graph], count: int) -> list[Graph]:
-    found: list[Graph] = []
-
-    @settings(max_examples=count, database=None, phases=(hypothesis.Phase.generate,))
-    @given(strategy)
-    def collect(graph: Graph) -> None:
-        found.append(graph)
-
-    collect()
-    return found
-
-
 @pytest.mark.parametrize("motif", MOTIFS.values(), ids=MOTIFS)
 def test_each_motif_runs_and_compiles(motif: Any) -> None:
-    for graph in drawn(blocks(motif), 12):
+    for graph in sample(blocks(motif), 12):
         model, example = graph.build(), graph.example()
         assert not model.training
         result = model(*example)
@@ -62,7 +49,7 @@ def test_a_graph_is_the_same_every_time(graph: Graph) -> None:
 
 
 def test_what_is_drawn_is_varied() -> None:
-    found = drawn(graphs(), RATES)
+    found = sample(graphs(), RATES)
     seen = Counter(
         feature
         for graph in found
@@ -97,7 +84,7 @@ def test_what_is_drawn_is_varied() -> None:
 @pytest.mark.long
 def test_every_default_pass_fires() -> None:
     fired: Counter[str] = Counter()
-    for graph in drawn(graphs(), RATES):
+    for graph in sample(graphs(), RATES):
         fused = reparam.compile(graph.build(), graph.example(), verify=False)
         rules = {remark.rule for remark in reparam.report(fused).applied}
         fired.update(rules)

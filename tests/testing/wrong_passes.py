@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 import reparam
 from reparam.algebra import batch_norm_affine, exact
@@ -130,3 +130,18 @@ def rename_relu(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 def double_parameters(graph_module: fx.GraphModule) -> fx.GraphModule:
     return graph_module.double()
+
+
+class Cloning(nn.Module):
+    """Its result is a tensor of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
+def drop_clones(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Equal in every number, but what is written to a result is written to the input too."""
+    for node in graph_module.graph.find_nodes(op="call_method", target="clone"):
+        node.replace_all_uses_with(node.args[0])
+        graph_module.graph.erase_node(node)
+    return graph_module

@@ -16,11 +16,12 @@ Profitable when:
     Always: the gain is gone.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from reparam import Apply, Call, Replace, require, rewrite
 from reparam.algebra import exact, scale_output
-from reparam.known import name
 from reparam.values import Conv, Opaque, Sum
 
 
@@ -45,5 +46,5 @@ def fold_relu_gain(call: Call) -> Replace | None:
 
 def is_relu(value: Opaque) -> bool:
     """Whether it is torch's ReLU, and writes to nothing that others see."""
-    plain = isinstance(value.target, nn.ReLU) or name(value.target) == "relu"
+    plain = isinstance(value.target, nn.ReLU) or value.target in (F.relu, torch.relu)
     return plain and not value.pinned
