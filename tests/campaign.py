@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
+import passes
 import reparam
 from reparam.testing import graphs
 from reparam.testing.equivalence import difference
@@ -77,12 +78,12 @@ def shard(seed: int, count: int = SHARD) -> Shard:
 def _compiled(model: nn.Module, example: Any, verify: bool, found: Shard) -> nn.Module:
     """The compiled model; where it is refused for its roundings, what it would have been."""
     try:
-        return reparam.compile(model, example, verify=verify)
+        return reparam.compile(model, example, passes=passes.DEFAULT, verify=verify)
     except reparam.VerificationError:
         if example[0].dtype == torch.float64:
             raise
         found.unlucky += 1
-        return reparam.compile(model, example, verify=False)
+        return reparam.compile(model, example, passes=passes.DEFAULT, verify=False)
 
 
 def fused_by_torch(seed: int, count: int = SHARD) -> Counter[str]:

@@ -43,12 +43,10 @@ def difference(model: nn.Module, fused: nn.Module, inputs: tuple[Tensor, ...]) -
     numbers that are nearly the same makes much of any; a wrong fold is off by far more. In float64
     there is no luck. Inputs that the model itself refuses are no evidence.
     """
-    if not runs_on(model, inputs):
-        return None
     try:
         found = verify(model, fused, inputs)
     except VerificationError as error:
-        return f"on {described(inputs)}: {error}"
+        return f"on {described(inputs)}: {error}" if runs_on(model, inputs) else None
     if found.equivalent or _unlucky(found, model, inputs):
         return None
     return f"on {described(inputs)}: {found}"

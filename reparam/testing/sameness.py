@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from reparam.capture import modules_of
 from reparam.graph import Apply, Call, Expression
 from reparam.known import hooked
-from reparam.runs import runs_on, split_inputs
+from reparam.runs import split_inputs
 from reparam.values import Value
 
 
@@ -91,10 +91,11 @@ def shared_memory(model: nn.Module, fused: nn.Module, inputs: Any) -> str | None
     for name, tensor in _tensors(fused).items():
         if _memory(tensor) in own:
             return f"{name} of the result lies in memory of the model"
-    if not runs_on(model, inputs):
+    try:
+        before = _shared(model, inputs)
+    except Exception:  # whatever a model raises at inputs that it refuses
         return None
-    more = _shared(fused, inputs) - _shared(model, inputs)
-    for number, other in sorted(more):
+    for number, other in sorted(_shared(fused, inputs) - before):
         return f"output {number} of the result lies in memory of {other}"
     return None
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import reparam
 from reparam.testing import CheckFailed, assert_compiles, assert_equivalent
+from reparam.testing.equivalence import difference
 from tests.testing import wrong_passes as wrong
 
 X = torch.randn(2, 3, 6, 5)
@@ -53,3 +54,20 @@ def test_a_pass_that_reaches_for_the_model_is_found() -> None:
 def test_a_result_in_memory_of_an_input_is_found() -> None:
     with pytest.raises(CheckFailed, match="output 0 of the result lies in memory of input 0"):
         assert_compiles(wrong.Cloning().eval(), X, passes=(wrong.drop_clones,))
+
+
+def test_what_a_norm_makes_of_roundings_is_no_difference() -> None:
+    """Of two numbers that are nearly the same, a norm tells which is larger."""
+    model = nn.Sequential(nn.Linear(6, 2), nn.LayerNorm(2, elementwise_affine=False)).bfloat16()
+    layer = model[0]
+    with torch.no_grad():
+        layer.weight[1], layer.bias[1] = layer.weight[0], layer.bias[0]
+        layer.weight[1, 0] *= 1 + torch.finfo(torch.bfloat16).eps
+    rounded, other = copy.deepcopy(model), copy.deepcopy(model)
+    inputs = (torch.randn(8, 6, dtype=torch.bfloat16),)
+    with torch.no_grad():
+        rounded[0].weight[1, 0] *= 1 - torch.finfo(torch.bfloat16).eps
+        other[0].weight[1] *= -1
+    assert difference(model, rounded, inputs) is None
+    exact = [m.double() for m in (model, other)]
+    assert difference(*exact, (inputs[0].double(),)) is not None
