@@ -10,7 +10,8 @@ Algebra:
     pad(y, c) = pad(y − c, 0) + c. A layer takes c off in its bias, for nothing.
 
 Legal when:
-    Nothing else reads the layer.
+    Nothing else reads the layer, and the constant is no larger than what the layer makes of inputs
+    of order one: what is taken off and added again costs as many bits as it is larger.
 
 Profitable when:
     No kernel behind the padding has taken it in, and the constant differs between channels: one
@@ -23,6 +24,7 @@ from reparam import Apply, Call, Replace, require, rewrite
 from reparam.algebra import add_biases, affine, exact
 from reparam.graph import same_dtype
 from reparam.operators import Pad
+from reparam.precision import modest
 from reparam.region import diagonal
 from reparam.values import Conv
 
@@ -41,6 +43,8 @@ def fold_border(call: Call) -> Replace | None:
     require(same_dtype(source, call), "the dtypes differ")
     layer = exact(layer)
     border = pad.border.double().expand(layer.out_channels)
+    fine = modest(border, layer)
+    require(fine, "the constant is so large that to take it off would round all the rest")
     lower = replace(layer, bias=add_biases(layer.bias, -border))
     padded = Apply(replace(pad, border=None), (Apply(lower, source.inputs),))
     return Replace(affine(border.new_ones(border.shape), border, pad.n), padded)

@@ -36,12 +36,12 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
     seen = window(operands)
     numbers, wide = _Numbers(), dict[Value, Value]()
     worst, interior = 0.0, False
-    for sizes, spare in tried(seen.sizes, seen, operands):
+    for images, sizes, spare in tried(seen.sizes, seen, operands):
         if interior and spare:
             break
         tensors = {
             call: numbers(shape).to(_device(call))
-            for call, shape in shapes(operands.drawn, sizes, seen.images).items()
+            for call, shape in shapes(operands.drawn, sizes, images).items()
         }
         try:
             old = list(map(Evaluation(tensors, wide), rewrite))

@@ -14,7 +14,7 @@ from reparam.lift_functions import Context, Lifted, Rule
 from reparam.lift_layouts import integers, rank
 from reparam.lift_modules import per_axis, plain_data
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
-from reparam.values import IDENTITY, Value
+from reparam.values import Sum, Value
 
 MODES = {
     "constant": "zeros",
@@ -142,12 +142,16 @@ def _group_norm(context: Context, a: dict[str, Any]) -> Lifted | None:
     return norm("group", given, weight.numel(), a["num_groups"]), (a["input"],)
 
 
+SAME = Sum((1.0,))
+"""What changes no number, but makes a tensor of its own."""
+
+
 def _leaky(context: Context, a: dict[str, Any]) -> Lifted | None:
     slope = a.get("negative_slope", a.get("weight"))
     content = context.constant(slope)
     if isinstance(content, Tensor):
-        return (IDENTITY, (a["input"],)) if bool((content == 1).all()) else None
-    return (IDENTITY, (a["input"],)) if slope == 1 else None
+        return (SAME, (a["input"],)) if bool((content == 1).all()) else None
+    return (SAME, (a["input"],)) if slope == 1 else None
 
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -219,7 +223,7 @@ def _norm_module(module: Any, axes: int | None) -> Value | None:
 def _leaky_module(module: Any, axes: int | None) -> Value | None:
     slope = module.weight if isinstance(module, nn.PReLU) else module.negative_slope
     one = bool((slope == 1).all()) if isinstance(slope, Tensor) else slope == 1
-    return IDENTITY if one else None
+    return SAME if one else None
 
 
 def _pad_module(module: Any, axes: int | None) -> Value:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reparam.errors import require
 from reparam.known import TORCH
+from reparam.residue import Residue
 from reparam.values import Constant, Conv, Value
 
 LARGEST_BORDER = 16.0
@@ -30,6 +31,18 @@ def require_representable(values: Iterable[Value], dtype: torch.dtype | None) ->
             require(dtype is not None, "the dtype of its input is not known; pass example_inputs")
             assert dtype is not None
             _require_cast(tensor, dtype)
+
+
+def modest(constant: Tensor, conv: Conv) -> bool:
+    """Whether a constant per channel is no larger than what a layer makes of inputs of order one.
+
+    What is taken off and added again costs as many bits as it is larger. That is a matter of
+    numbers, not of the law: what is proven holds for any.
+    """
+    if isinstance(constant, Residue):
+        return True
+    lengths: Tensor = TORCH.linalg.vector_norm(conv.weight.flatten(1), dim=1)
+    return bool((constant.abs() <= lengths).all())
 
 
 def _require_cast(tensor: Tensor, dtype: torch.dtype) -> None:

@@ -20,10 +20,13 @@ class Premises:
     Attributes:
         kept: the names of tensors in which 0, 1 and -1 stand for themselves.
         related: whether a border stays what the call before it makes of zero.
+        signed: whether all numbers keep their signs. A pass that needs that has to look at them,
+            and what it looks at is told.
     """
 
     kept: frozenset[str] = frozenset()
     related: bool = False
+    signed: bool = False
 
     def told(
         self,

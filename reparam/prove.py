@@ -114,9 +114,9 @@ class _Replay:
         reason = "for random weights the pass does something else"
         relations = (False, True) if self.borders else (False,)
         choices = (frozenset[str](), kinds) if kinds else (kinds,)
-        for related, kept in product(relations, choices):
+        for related, kept, signed in product(relations, choices, (False, True)):
             try:
-                premises = Premises(kept, related)
+                premises = Premises(kept, related, signed)
                 least = self._least(premises) if kept else premises
                 proof = None if least is None else self._under(least)
             except UnmodelledError as unmodelled:
@@ -146,10 +146,10 @@ class _Replay:
                 return None
             told = tuple(premises.told(self.weights, self.borders, places.looked))
             wide: dict[Value, Value] = {}
-            for sizes, spare in tried(swept(self.operands), self.seen, self.operands):
+            for images, sizes, spare in tried(swept(self.operands), self.seen, self.operands):
                 if compared and spare:
                     break
-                sides = list(self._sides(again, sizes, places, wide))
+                sides = list(self._sides(again, images, sizes, places, wide))
                 compared += bool(sides)
                 for old, new, alike in sides:
                     top, below = _compared(old, new, alike)
@@ -197,7 +197,7 @@ class _Replay:
                 weights[id(weight)] = places.draw_variance(path, weight, value.eps)
             else:
                 kept = special(weight) if path in premises.kept else None
-                weights[id(weight)] = places.draw(path, weight, kept)
+                weights[id(weight)] = places.draw(path, weight, kept, premises.signed)
         return weights[id(weight)]
 
     def _again(self) -> dict[Call, Expression] | None:
@@ -214,6 +214,7 @@ class _Replay:
     def _sides(
         self,
         again: Mapping[Call, Expression],
+        images: int,
         sizes: tuple[int, ...],
         places: Places,
         wide: dict[Value, Value],
@@ -222,7 +223,7 @@ class _Replay:
 
         With each pair, whether the functions that nothing is known of had the same arguments.
         """
-        given = shapes(self.operands.drawn, sizes, self.seen.images)
+        given = shapes(self.operands.drawn, sizes, images)
         if min(chain(*given.values()), default=1) < 1:
             return  # what it is computed from would have failed
         drawn: dict[Call, Tensor] = {
@@ -269,7 +270,7 @@ def _compared(old: Any, new: Any, alike: bool) -> tuple[int, int]:
         if not alike:
             raise UnmodelledError("both sides apply functions that nothing is known of differently")
         if places.skewed:
-            raise UnmodelledError("a ReLU of numbers has no counterpart in a finite field")
+            raise UnmodelledError("the sign of a sum has no counterpart in a finite field")
         first = tuple(apart.nonzero()[0].tolist())
         raise Rejected(
             f"its proof fails: {int(apart.sum())} results of {tuple(old.shape)} differ, the first "

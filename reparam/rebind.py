@@ -90,13 +90,15 @@ def _per_channel(constant: Any, attribute: Attribute) -> tuple[int, ...] | None:
         return None
     if not isinstance(content, Tensor) or content.ndim not in (3, 4):
         return None
+    if not content.is_meta and not bool(torch.isfinite(content).all()):
+        return None  # what is not finite can be written, but not added and taken off
     return tuple(content.shape) if content.numel() == content.shape[-3] else None
 
 
 def _evaluated(node: Any, attribute: Attribute) -> Any:
-    """A node without inputs of the model above it, on tensors without memory."""
+    """A node without inputs of the model above it."""
     if node.op == "get_attr":
-        return attribute(str(node.target)).to("meta")
+        return attribute(str(node.target))
     args, kwargs = mapped((node.args, node.kwargs), fx.Node, lambda n: _evaluated(n, attribute))
     with torch.no_grad():
         return Opaque(node.target)(*args, **kwargs)

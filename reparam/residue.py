@@ -44,7 +44,8 @@ class Bound:
     Attributes:
         top, bottom: the degrees of numerators and denominators, at most.
         names: of what was drawn that they depend on.
-        skewed: whether a number took part whose residue has not its sign.
+        skewed: whether something took part that may leave a sum without its sign: a number whose
+            residue has another one, or what is positive, as a sum of squares need be no square.
     """
 
     top: int = 0
@@ -111,20 +112,22 @@ class Places:
         skewed = not torch.equal(sign(part), torch.sign(content.cpu().double()))
         return Residue(self, tuple(part.clone() for _ in range(self.count)), Bound(skewed=skewed))
 
-    def draw(self, name: str, like: Tensor, kept: Tensor | None = None) -> "Residue":
-        """Random functions of degree one, each with the sign of a number.
+    def draw(
+        self, name: str, like: Tensor, kept: Tensor | None = None, signed: bool = False
+    ) -> "Residue":
+        """Random functions of degree one, each of one sign at all places.
 
         Args:
             name: what the numbers are called.
-            like: the numbers; those that are zero are drawn with any sign.
+            like: the numbers.
             kept: which of them stand for themselves, if any do.
+            signed: whether they have the signs of these numbers, but for zero; else any.
         """
         like = like.detach().cpu()
         shape = tuple(like.shape)
-        signs = torch.where(like < 0, -1.0, 1.0).double()
-        if not like.numel() or (like == 0).any():
-            coins = torch.randint(0, 2, shape, generator=self.generator).double() * 2 - 1
-            signs = torch.where(like == 0, coins, signs)
+        signs = torch.randint(0, 2, shape, generator=self.generator).double() * 2 - 1
+        if signed:
+            signs = torch.where(like == 0, signs, torch.where(like < 0, -1.0, 1.0))
         parts = [signs * positives(shape, self.generator) for _ in range(self.count)]
         if kept is not None:
             kept = kept.cpu()
@@ -174,7 +177,8 @@ class Places:
         self.arguments += x.numel()
         if name != "rsqrt":  # of a variance with another ε, a law may have taken it
             self.applied.add((name, int(words[0].sum())))
-        return Residue(self, tuple(parts), Bound(2 if positive else 1, 0, x.bound.names))
+        bound = Bound(2 if positive else 1, 0, x.bound.names, skewed=positive)
+        return Residue(self, tuple(parts), bound)
 
     def chance(self, degree: int, bottom: int) -> float:
         """How likely it is, at most, that functions that differ agree at all places.

@@ -240,7 +240,9 @@ def _homogeneous(places: Places, func: Any, x: Residue, slope: float = 0.01) -> 
     ]
     parts = [torch.where(sign(part) > 0, part, below * part) for part in x.parts]
     places.skewed |= x.bound.skewed
-    return _made(places, parts, x.bound.top, x.bound.bottom, x)
+    made = _made(places, parts, x.bound.top, x.bound.bottom, x)
+    made.bound.skewed = True
+    return made
 
 
 def _softmax(places: Places, _: Any, x: Residue, dim: int, half: bool) -> Any:

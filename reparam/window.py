@@ -1,11 +1,12 @@
 """How far the two sides of a rewrite see, and so the sizes at which every border shows."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reparam.arguments import found
 from reparam.evaluation import Operands
+from reparam.functions import Sides
 from reparam.graph import Apply, Call
 from reparam.operators import AvgPool, ConvTranspose, Pad, Slice
 from reparam.values import BatchNorm, Conv, Opaque, Shape, Sum, Value
@@ -82,15 +83,17 @@ def _read(part: Call | Apply, operands: Operands) -> list[Call | Apply]:
 
 
 def tried(
-    sizes: Iterable[tuple[int, ...]], seen: Window, operands: Operands
-) -> Iterator[tuple[tuple[int, ...], bool]]:
-    """Sizes to try, each with whether it is only for where none of those before it runs.
+    sizes: Sequence[tuple[int, ...]], seen: Window, operands: Operands
+) -> Iterator[tuple[int, tuple[int, ...], bool]]:
+    """What to try: images, sizes, and whether it is only for where none of those before runs.
 
-    They may be too small for a pool in between, or not what a linear layer reads whole.
+    Sizes may be too small for a pool in between, or not what a linear layer reads whole.
     """
-    yield from ((several, False) for several in sizes)
-    yield seen.large, True
-    yield from ((several, True) for several in flat_sizes(operands))
+    yield from ((seen.images, several, False) for several in sizes)
+    if seen.images > 1:  # an axis of one is another case for what drops it
+        yield 1, sizes[-1], False
+    yield seen.images, seen.large, True
+    yield from ((seen.images, several, True) for several in flat_sizes(operands))
 
 
 def swept(operands: Operands) -> tuple[tuple[int, ...], ...]:
@@ -107,7 +110,7 @@ def swept(operands: Operands) -> tuple[tuple[int, ...], ...]:
     # Axes are treated one by one: what shows at a size of one does, whatever the other's is. But
     # two that are exchanged look alike where one of them is of one pixel, or both are of a size.
     pairs = [(size, size % longest + 1) for size in range(1, longest + 1)]
-    return (*pairs, (longest, longest), (longest + 1, longest + 2, longest + 3))
+    return ((1, 1), *pairs, (longest, longest), (longest + 1, longest + 2, longest + 3))
 
 
 def _extent(
@@ -127,23 +130,31 @@ def _extent(
 def _view(value: Value) -> tuple[int, int]:
     """How many pixels one pixel of the result sees, and how far they are from the next one's.
 
-    A border is seen as far as it is wide: a kernel of one tap that is padded or cropped has one.
+    A border is seen as far as it is wide, and what is cut off at both ends is seen past.
     """
     match value:
         case Conv():
-            sides = [abs(side) for pair in value.padding for side in pair]
-            return max([*_reach(value), *sides, 1]), max([*value.stride, 1])
+            wide = max([*_reach(value), *(side for pair in value.padding for side in pair), 1])
+            return wide + _cropped(value.padding), max([*value.stride, 1])
         case AvgPool():
             return max(*value.kernel, *value.padding), max(value.stride)
         case Pad():
-            return max(abs(side) for pair in value.padding for side in pair) + 1, 1
+            return max(1, *(side for pair in value.padding for side in pair)) + 1 + _cropped(
+                value.padding
+            ), 1
         case Slice():
-            return max(map(abs, (*value.start, *value.cut))) + 1, max(value.stride)
+            cuts = zip(value.start, value.cut, strict=True)
+            return max(start + cut for start, cut in cuts) + 1, max(value.stride)
         case ConvTranspose():
-            taps = zip(value.dilation, value.weight.shape[2:], strict=True)
-            return max(step * (count - 1) for step, count in taps) + 1, 1
+            axes = zip(value.dilation, value.weight.shape[2:], value.padding, strict=True)
+            return max(step * (count - 1) + 2 * side for step, count, side in axes) + 1, 1
         case _:
             return 1, 1
+
+
+def _cropped(padding: Sides) -> int:
+    """How much is cut off at both ends of an axis, at most: padding that is negative."""
+    return max((max(-low, 0) + max(-high, 0) for low, high in padding), default=0)
 
 
 def _span(conv: Conv) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ from reparam.composition import compose
 from reparam.errors import Rejected
 from reparam.expansion import diagonal
 from reparam.lift import lift_graph
+from reparam.operators import AvgPool, Slice
 from reparam.proof import CLAIM, Proof
 from reparam.prove import CHANCE, PLACES, prove_rewrite
 from reparam.rewrite import Rewrite
@@ -374,3 +375,76 @@ def test_all_sizes_are_swept_though_a_linear_layer_could_read_one_of_them_whole(
     assert proof.proven
     # Of heights and widths 1 to 4, those of two pixels or less leave nothing.
     assert proof.sizes == len([(3, 4), (4, 4), (5, 6, 7)])
+
+
+def test_a_sign_that_the_pass_does_not_look_at_is_drawn_anew() -> None:
+    """A scale that happens to be positive passes a ReLU; a pass that does not ask is wrong."""
+
+    @rewrite
+    def pull(call: Call) -> Replace | None:
+        relu = call.inputs[0] if call.inputs else None
+        if relu is None or not diagonal(call) or not isinstance(relu.value, Opaque):
+            return None
+        if isinstance(call.value, Conv) and positive and not bool((call.value.weight > 0).all()):
+            return None
+        return Replace(relu.value, Apply(call.value, relu.inputs))
+
+    scale = torch.tensor([0.5, 2.0, 3.0, 4.0]).reshape(4, 1, 1)
+    scaled = Net(
+        lambda net, x: torch.relu(net.conv(x)) * net.scale, conv=nn.Conv2d(4, 4, 1), scale=scale
+    )
+    values = lift_graph(capture(scaled.eval()), IMAGES)
+    (call,) = [call for call in values.calls() if diagonal(call)]
+    positive = True
+    proof = prove_rewrite(pull, call, pull(call).roots(call))
+    assert proof.premises == ("what is compared of mul.weight comes out as here",)
+    positive = False
+    with pytest.raises(Rejected, match="its proof fails"):
+        prove_rewrite(pull, call, pull(call).roots(call))
+
+
+def test_a_sum_of_relus_proves_nothing_about_its_sign() -> None:
+    """Of residues that count as positive, a sum need not: no right pass is refused for it."""
+
+    @rewrite
+    def drop(call: Call) -> Replace | None:
+        pool = call.inputs[0] if call.inputs else None
+        if pool is None or not isinstance(pool.value, AvgPool):
+            return None
+        (relu,) = pool.inputs
+        return Replace(pool.value, Apply(relu.value, relu.inputs))
+
+    proof = proven(drop, Net(lambda _, x: F.relu(F.avg_pool2d(F.relu(x), 2))), IMAGES)
+    assert proof.reason == "the sign of a sum has no counterpart in a finite field"
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_an_axis_of_one_is_tried(flat: bool) -> None:
+    """One image and one pixel: what is squeezed away there is no axis elsewhere."""
+
+    @rewrite
+    def keep(call: Call) -> Replace | None:
+        squeezed = isinstance(call.value, Opaque) and call.value.target == "squeeze"
+        return Replace(call.inputs[0]) if squeezed else None
+
+    model = Net(
+        lambda net, x: (net.conv(x).flatten(2).squeeze(-1) if flat else net.conv(x).squeeze(0)) * 2,
+        conv=nn.Conv2d(4, 3, 1),
+    )
+    with pytest.raises(Rejected):
+        proven(keep, model, IMAGES)
+
+
+def test_what_is_cropped_at_both_ends_is_seen_past() -> None:
+    @rewrite
+    def middle(call: Call) -> Replace | None:
+        conv, source = call.value, call.inputs[0] if call.inputs else None
+        if not isinstance(conv, Conv) or source is None or not isinstance(source.value, Slice):
+            return None
+        weight = conv.weight[:, :, 1:2]
+        same = replace(conv, weight=weight, padding=((0, 0), conv.padding[1]))
+        return Replace(same, Apply(source.value, source.inputs))
+
+    model = Net(lambda net, x: net.conv(x[..., 4:-4, 4:-4]), conv=nn.Conv2d(4, 3, 3, padding=1))
+    with pytest.raises(Rejected):
+        proven(middle, model, torch.randn(1, 4, 16, 16))

@@ -122,7 +122,7 @@ def test_the_rows_of_a_softmax_sum_to_one(places: Places) -> None:
 
 
 def test_a_positive_factor_passes_a_relu(places: Places) -> None:
-    x, factor = some(places, "x", 3, 4), places.draw("factor", torch.ones(4))
+    x, factor = some(places, "x", 3, 4), places.draw("factor", torch.ones(4), signed=True)
     for function in (
         F.relu,
         lambda t: F.leaky_relu(t, 0.1),
