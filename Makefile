@@ -36,6 +36,7 @@ evidence: $(READY)  ## Measure anew what the docs' tables tell; hours, but resum
 	$(RUN) docs/families_page.py
 	$(RUN) docs/proofs_page.py
 	$(RUN) docs/campaign_page.py
+	$(BIN)/python -m benchmarks.mutations --write
 
 format: $(READY)  ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix-only .
