@@ -275,4 +275,5 @@ NOTHING = [
     block("a factor of 0.7", IMAGE, lambda m, x: (F.relu(x) * 0.7).sigmoid(), dict),
     block("a half", IMAGE, lambda m, x: (F.relu(x) / 2).sigmoid(), dict),
     block("the input itself", IMAGE, lambda m, x: x * 1, dict),
+    block("a view of the input", IMAGE, lambda m, x: x.flatten(2) * 1, dict),
 ]  # fmt: skip

@@ -135,6 +135,8 @@ def graphs(
     outputs = [current]
     while d.rarely(5):
         outputs.append(d.choose(d.tensors[-1], *d.tensors[1:]))
+    if d.rarely(4):  # a result that is a tensor of its own, and has to stay one
+        outputs.append(d.step(d.choose("{0} * 1", "{0} + 0"), d.choose(*d.tensors)))
     special = dtype == "float64" and d.rarely(4)  # a variance of 0 makes roundings large
     graph = d.graph(tuple(outputs), dtype=dtype, seed=d.integer(0, 2**16), special=special)
     return replace(_hooked(d, graph), given=not d.rarely(3))
