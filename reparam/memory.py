@@ -36,11 +36,12 @@ def shared_result(root: Call, expression: Expression) -> bool:
         root: a call that is to be replaced.
         expression: by what.
     """
-    while isinstance(expression, Apply) and not fresh(expression.value) and expression.inputs:
-        expression = expression.inputs[0]
-    if isinstance(expression, Apply) or not (fresh(root.value) and _returned(root, root)):
+    viewed: object = expression
+    while isinstance(viewed, Apply) and not fresh(viewed.value) and viewed.inputs:
+        viewed = viewed.inputs[0]
+    if not (isinstance(viewed, Call) and fresh(root.value) and _returned(root, root)):
         return False
-    holders = _holders(expression)
+    holders = _holders(viewed)
     given = any(holder.value is INPUT or isinstance(holder.value, Constant) for holder in holders)
     return given or any(_returned(holder, root) for holder in holders)
 

@@ -66,6 +66,17 @@ def test_a_border_that_no_layer_takes_in_is_exact() -> None:
     assert torch.equal(reparam.compile(model, passes=())(images), model(images))
 
 
+def test_a_large_constant_is_not_taken_off() -> None:
+    """What is computed would be rounded as the constant is."""
+    model = Net(bordered, conv=nn.Conv2d(3, 4, 3), border=30 * torch.ones(4)).eval()
+    told = reparam.report(reparam.compile(model, IMAGES, passes=(fold_border,)))
+    assert not told.applied
+    (remark,) = told.missed
+    assert remark.message == (
+        "the constant is so large that to take it off would round all the rest"
+    )
+
+
 def test_a_layer_that_something_else_reads_stays() -> None:
     def twice(net: Net, x: Tensor) -> Tensor:
         made = net.conv(x)
