@@ -3,7 +3,7 @@
 from reparam.effects import makes_memory
 from reparam.graph import INPUT, OUTPUT, Apply, Call, Expression
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
-from reparam.values import IDENTITY, BatchNorm, Constant, Conv, Opaque, Sum, Value
+from reparam.values import IDENTITY, BatchNorm, Constant, Conv, Layout, Opaque, Sum, Value
 
 FRESH = (Conv, BatchNorm, Norm, AvgPool, ConvTranspose, Cat, Pad, Sum)
 
@@ -28,7 +28,7 @@ def ends_in_layer(expression: Expression) -> bool:
 
 
 def shared_result(root: Call, expression: Expression) -> bool:
-    """Whether a result of the model that is a tensor of its own would no longer be one.
+    """Whether a result of the model that may be a tensor of its own would no longer be one.
 
     It would lie in the memory of an input, of a constant, or of another result.
 
@@ -39,11 +39,16 @@ def shared_result(root: Call, expression: Expression) -> bool:
     viewed: object = expression
     while isinstance(viewed, Apply) and not fresh(viewed.value) and viewed.inputs:
         viewed = viewed.inputs[0]
-    if not (isinstance(viewed, Call) and fresh(root.value) and _returned(root, root)):
+    if not isinstance(viewed, Call) or _view(root.value) or not _returned(root, root):
         return False
     holders = _holders(viewed)
     given = any(holder.value is INPUT or isinstance(holder.value, Constant) for holder in holders)
     return given or any(_returned(holder, root) for holder in holders)
+
+
+def _view(value: Value) -> bool:
+    """Whether a result is known to lie in the memory of the input. Of a reshape, who knows."""
+    return value is IDENTITY or (isinstance(value, Layout) and value.kind == "permute")
 
 
 def _holders(call: Call) -> set[Call]:

@@ -14,7 +14,7 @@ from torch.fx.experimental.optimization import fuse
 
 import passes
 import reparam
-from reparam.testing import graphs
+from reparam.testing import Graph, graphs
 from reparam.testing.equivalence import difference
 from reparam.testing.failures import went_wrong
 from reparam.testing.profiles import sample
@@ -54,25 +54,30 @@ def shard(seed: int, count: int = SHARD) -> Shard:
     """Compile the graphs of a seed, and compare each with its original at several sizes."""
     found, fired = Shard(), Counter[str]()
     for graph in sample(graphs(), count, seed=seed):
-        model, example = graph.build(), graph.example() if graph.given else None
         found.graphs += 1
         try:
-            fused = _compiled(model, example, seed % 2 == 0, found)
+            told = _compared(graph, seed % 2 == 0, found)
         except Exception as error:
             found.failed.append(f"{type(error).__name__}: {error}\n{graph.source}")
             continue
-        told = reparam.report(fused)
         fired.update({remark.rule for remark in told.applied})
         found.matched += bool(told.applied)
         found.rewrites += len(told.applied)
-        differs = (difference(model, fused, inputs) for inputs in graph.examples())
-        how = next(filter(None, differs), None) or shared_memory(model, fused, graph.example())
-        if how is not None:
-            found.wrong.append(f"{how}\n{graph.source}")
         wrong = filter(went_wrong, told.missed)
         found.rejected += [f"{remark}\n{graph.source}" for remark in wrong]
     found.fired = dict(fired)
     return found
+
+
+def _compared(graph: Graph, verify: bool, found: Shard) -> reparam.Report:
+    """Compile a graph, and note in what the result differs."""
+    model = graph.build()
+    fused = _compiled(model, graph.example() if graph.given else None, verify, found)
+    differs = (difference(model, fused, inputs) for inputs in graph.examples())
+    how = next(filter(None, differs), None) or shared_memory(model, fused, graph.example())
+    if how is not None:
+        found.wrong.append(f"{how}\n{graph.source}")
+    return reparam.report(fused)
 
 
 def _compiled(model: nn.Module, example: Any, verify: bool, found: Shard) -> nn.Module:

@@ -53,12 +53,13 @@ def same_conv(
     dilation = 2 if kernel != 1 and d.rarely() else 1
     groups = drawn_groups(d, inner, outer) if groups is None else groups
     sides = [dilation * (k // 2) for k in kernels]
-    narrow = any(s >= size for s, size in zip(sides, x.sizes, strict=True))
-    mode = mode or ("zeros" if narrow or not d.rarely(8) else d.choose(*MODES))
     padding: str | None = number(sides) if any(sides) else None
     if stride == 1 and kernel is None and d.rarely(8):
         padding = '"same"'
         kernels = [d.choose(k, k + 1) for k in kernels]
+        sides = [-(dilation * (k - 1) // -2) for k in kernels]  # the wider one of each axis
+    narrow = any(s >= size for s, size in zip(sides, x.sizes, strict=True))
+    mode = mode or ("zeros" if narrow or not d.rarely(8) else d.choose(*MODES))
     source = f"nn.Conv{x.n}d({inner}, {outer}, {number(kernels)}" + options(
         stride=str(stride) if stride > 1 else None,
         padding=padding,
