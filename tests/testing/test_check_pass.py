@@ -55,7 +55,8 @@ def test_it_is_deterministic_and_a_seed_changes_it() -> None:
     options = {"graphs": strategy, "max_examples": 10, "min_fired": 0}
     first, second = (check_pass(wrong.fold_norm, **options) for _ in range(2))
     assert str(first) == str(second)
-    assert str(check_pass(wrong.fold_norm, seed=3, **options)) != str(first)
+    others = {str(check_pass(wrong.fold_norm, seed=seed, **options)) for seed in range(4)}
+    assert others - {str(first)}  # of the counts of one seed, all may happen to agree
 
 
 @pytest.mark.parametrize(
