@@ -11,8 +11,7 @@ Algebra:
 
 Legal when:
     The factor is exactly 1, the dtype stays, and a result of the model that is a tensor of its own
-    remains one. An assertion of the model's own is proven by what
-    is known of shapes.
+    remains one. An assertion of the model's own is proven by what is known of shapes.
     A number of axes that the model asserts is known, as it is from a batch norm that demands it.
 
 Profitable when:
