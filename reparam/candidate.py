@@ -9,6 +9,7 @@ from itertools import combinations
 
 from reparam.cached import cached
 from reparam.cost import Cost, cost
+from reparam.empties import takes_fewer_sizes
 from reparam.expansion import diagonal
 from reparam.graph import Call
 from reparam.terms import Group, Term, extra_madds, grouped, joined
@@ -67,9 +68,20 @@ class Candidate:
 
     @property
     def profitable(self) -> bool:
+        """Whether operations fall, multiply-adds do not rise, and it runs on all images."""
+        return self.cheaper and not self.smaller_fail
+
+    @cached
+    def cheaper(self) -> bool:
         """Whether operations fall and multiply-adds do not rise."""
         cheaper = self.fewer and self.after.madds <= self.before.madds
         return cheaper and not self.copied and all(map(_absorbed, self.flat))
+
+    @cached
+    def smaller_fail(self) -> bool:
+        """Whether it fails on small images, of which a crop left nothing so far."""
+        maps = {call: [group.map for group in groups] for call, groups in self.groups.items()}
+        return takes_fewer_sizes(maps, self.removed)
 
     @property
     def copied(self) -> bool:

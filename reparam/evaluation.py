@@ -1,6 +1,6 @@
 """The two sides of a rewrite: what both are computed from, and their results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,6 +158,8 @@ class Evaluation:
             if isinstance(part.value, Opaque) and not isinstance(part.value, Layout):
                 # A module that works in place writes to what others may read.
                 args, kwargs = mapped((args, kwargs), Tensor, Tensor.clone)
+            if isinstance(part, Call) and part.traits.convolution and not args[0].numel():
+                raise RuntimeError("a convolution takes no empty image")  # as torch's own doesn't
             with torch.no_grad():
                 self._results[part] = self._widened(part.value)(*args, **kwargs)
         return self._results[part]
@@ -171,3 +173,8 @@ class Evaluation:
             wide = {name: t.double() for name, t in tensors.items() if t.is_floating_point()}
             self._wide[value] = replace(value, **wide)
         return self._wide.get(value, value)
+
+
+def something_left(results: Sequence[Any]) -> bool:
+    """Whether there is anything in results to be compared, not just empty images."""
+    return all(not isinstance(result, Tensor) or result.numel() > 0 for result in results)

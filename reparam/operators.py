@@ -51,7 +51,7 @@ class Pad(Value):
 
 @dataclass(frozen=True, eq=False)
 class Slice(Value):
-    """Some rows of the last axes: a crop, a subsampling. It leaves at least one of each.
+    """Some rows of the last axes: a crop, a subsampling.
 
     Attributes:
         start: the first row, one per spatial axis.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reparam.arguments import mapped
 from reparam.errors import Declined, Rejected, first_line
-from reparam.evaluation import Evaluation, Operands, shapes
+from reparam.evaluation import Evaluation, Operands, shapes, something_left
 from reparam.field import POSITIVES
 from reparam.graph import Apply, Call, Expression
 from reparam.premises import Premises, border_of_zero, special, weights_of
@@ -150,7 +150,7 @@ class _Replay:
                 if compared and spare:
                     break
                 sides = list(self._sides(again, images, sizes, places, wide))
-                compared += bool(sides)
+                compared += bool(sides) and something_left([old for old, _, _ in sides])
                 for old, new, alike in sides:
                     top, below = _compared(old, new, alike)
                     degree, bottom = max(degree, top), max(bottom, below)
@@ -233,8 +233,6 @@ class _Replay:
         try:
             old = list(map(Evaluation(drawn, wide), again))
         except RuntimeError:
-            return
-        if any(isinstance(result, Tensor) and not result.numel() for result in old):
             return
         applied = set(places.applied)
         places.applied.clear()

@@ -79,6 +79,10 @@ def merge(
         return Replace({root: _written(best)})
     if accept is not None:
         _require_merged(found, accept)
+    failing = next((c for c in found if c.cheaper and accepted(c.flat)), None)
+    if failing is not None:
+        reason = "of a small image, the crop may leave nothing, which no convolution takes"
+        raise Declined(reason, [*failing.removed][-1].name)
     if blocked:
         raise Declined(blocked[0].reason, blocked[0].call.name)
     costly = [c for c in found if c.fewer and accepted(c.flat)]
