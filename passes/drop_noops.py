@@ -20,8 +20,7 @@ Profitable when:
 
 from reparam import Call, Replace, require, rewrite
 from reparam.graph import Apply
-from reparam.known import ASSERT
-from reparam.tracer import HELD
+from reparam.known import ASSERT, HELD
 from reparam.values import IDENTITY, Constant, Opaque, Sum
 
 

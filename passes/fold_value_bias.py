@@ -11,7 +11,9 @@ Algebra:
 
 Legal when:
     Each row of the weights sums to one: a softmax over the last axis, without a mask in torch's own
-    attention, which returns zeros where all is masked. Nothing else reads what is in between.
+    attention, which returns zeros where all is masked. There is a key for it to read: there are as
+    many as queries, or a convolution or pooling made them, which fail where they make nothing.
+    Nothing else reads what is in between.
 
 Profitable when:
     The values have a layer of their own, and the projection has a bias anyway.
@@ -27,8 +29,9 @@ from reparam.composition import compose
 from reparam.graph import Apply, Expression
 from reparam.known import kind, softmax_axis
 from reparam.layout import Factor, Track, rearrangements
+from reparam.operators import AvgPool, Norm
 from reparam.region import diagonal
-from reparam.values import Conv, Opaque
+from reparam.values import BatchNorm, Conv, Layout, Opaque
 
 
 @rewrite(on=Conv)
@@ -53,6 +56,9 @@ def fold_value_bias(call: Call) -> Replace | None:
         raise Declined("the shapes of the attention are not known", product.name)
     if not (read.exact and mixed.exact and len(read.axes) == len(mixed.axes)):
         raise Declined("the shapes of the attention are not known", product.name)
+    keys = read.axes[-2]
+    some = keys == mixed.axes[-2] or (keys.known and keys.factor > 0) or _never_empty(source)
+    require(some, "there may be no keys, and a softmax over none does not sum to one", product.name)
     track = Track.start(made, 0)
     for link in before:
         track = track.through(link)
@@ -78,6 +84,19 @@ def fold_value_bias(call: Call) -> Replace | None:
     for link in behind:
         x = link.on(x)
     return Replace(compose(exact(projection), shifted), x)
+
+
+def _never_empty(call: Call) -> bool:
+    """Whether a convolution or a pooling, which fail where they make nothing, made so much."""
+    while call.inputs:
+        value = call.value
+        if isinstance(value, AvgPool) or (isinstance(value, Conv) and value.n > 0):
+            return isinstance(value, AvgPool) or call.traits.convolution
+        rearranged = isinstance(value, Layout) and value.kind in ("reshape", "permute")
+        if not (rearranged or isinstance(value, BatchNorm | Conv | Norm)):
+            return False
+        call = call.inputs[0]
+    return False
 
 
 def _values(product: Call) -> Call | None:

@@ -18,13 +18,12 @@ from reparam.errors import TrainingModeError, UntracedError
 from reparam.foreign import FxPass, run_foreign
 from reparam.graph import ValueGraph
 from reparam.interface import keep_interface
-from reparam.lift import lift_graph
 from reparam.lower import lower
 from reparam.paths import prefixes
 from reparam.pipelines import Pass
-from reparam.report import Counts, Remark, count
+from reparam.ranks import lift_held
+from reparam.report import Counts, Remark, axes_told, count
 from reparam.rewrite import Rewrite
-from reparam.tracer import HELD
 from reparam.usage import called_parts, parts_of
 from reparam.values import Opaque
 from reparam.wrappers import duplicate
@@ -48,6 +47,7 @@ class Block:
         remarks: about it and its parts, by their paths in it.
         unchecked: rewrites that hold no numbers to check.
         seconds_proving: how long the proofs took.
+        axes: how many axes inputs have, by the example inputs.
         before, after: its operators, those of compiled parts among them.
     """
 
@@ -69,6 +69,7 @@ class Block:
         self.remarks: list[Remark] = []
         self.unchecked = 0
         self.seconds_proving = 0.0
+        self.axes: dict[str, int] = {}
         self.fused: nn.Module
         self.before: Counts
         self.after: Counts
@@ -87,7 +88,7 @@ class Block:
         self, model: nn.Module, captured: Capture, example: Any, constants: Mapping[str, Any]
     ) -> None:
         self.before = count(model, captured.graph, captured.attribute)
-        values = lift_graph(captured, example)
+        values, self.axes = lift_held(captured, example, axes_told(model))
         for remark in _left_whole(captured, values):
             self._say(remark)
         for _, group in groupby(self.options.passes, lambda one: isinstance(one, Rewrite)):
@@ -202,6 +203,6 @@ def _assertions(graph: fx.Graph) -> Iterator[str]:
     told: set[str] = set()
     for node in graph.nodes:
         message = str(node.args[1]) if len(node.args) > 1 else ""
-        if message.startswith(HELD) and message not in told:
+        if message.startswith(known.HELD) and message not in told:
             told.add(message)
             yield message

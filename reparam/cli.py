@@ -147,7 +147,9 @@ def check_pass_command(
     min_fired: Annotated[
         int | None, typer.Option(min=0, help="On how many the pass has to fire. Default: 1 %.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="For other graphs than at every run.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="For other graphs than at every run.")
+    ] = None,
     block: Annotated[
         list[str] | None,
         typer.Option(metavar="MODULE:FACTORY", help="A module of yours to draw too; repeatable."),
@@ -205,12 +207,14 @@ def _work(as_json: bool) -> Generator[Callable[[str], None]]:
         # Stdout is for the result: what a model prints while it is built or run goes elsewhere.
         with redirect_stdout(sys.stderr), progress.status("starting") as status:
             yield status.update
-    except ReparamError as error:
+    except (ReparamError, SystemExit) as error:  # what a user's code raises to end a script
+        exited = isinstance(error, SystemExit)
+        told = f"what was run ended with SystemExit({error})" if exited else str(error)
         if as_json:
-            described = {"type": type(error).__name__, "message": str(error)}
+            described = {"type": type(error).__name__, "message": told}
             typer.echo(json.dumps({"error": described}, indent=2))
         else:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {told}", err=True)
         different = (error, error.__cause__)
         code = DIFFERENT if any(isinstance(e, VerificationError) for e in different) else FAILED
         raise typer.Exit(code) from None

@@ -232,4 +232,5 @@ def _report(block: Block, verify: Verify, whole: str | None, seconds: float) -> 
             seconds if mode == "proof" else 0.0,
             block.seconds_proving,
         ),
+        axes=block.axes,
     )

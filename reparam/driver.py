@@ -145,7 +145,7 @@ class Driver:
             # The error itself would keep alive what stood on the stack: weights in float64.
             why = (declined.reason, declined.blocker)
             self._missed.setdefault(call.node, {})[rule.name] = why
-        except Exception as error:  # a pass may be anyone's
+        except (Exception, SystemExit) as error:  # a pass may be anyone's
             line = first_line(error)
             reason = f"the pass failed with {type(error).__name__}: {line}"
             self._say("missed", rule.name, call.name, reason, None)

@@ -26,7 +26,7 @@ LAYERS = (nn.Linear, known.CONV_BASE, known.BATCH_NORM_BASE)
 FRESH_MODULES = (*LAYERS, known.ADAPTIVE_POOL_BASE)
 """Modules whose result shares no memory with their input, whatever the mode."""
 
-FRESH_KINDS = {"pointwise", "elementwise", "matmul", "attention", "pool", "max_pool"}
+FRESH_KINDS = {"pointwise", "clamp", "elementwise", "matmul", "attention", "pool", "max_pool"}
 FRESH_NAMES = {
     "batch_norm", "cat", "stack", "mean", "sum", "amax", "max_pool2d", "avg_pool2d", "interpolate",
     "flip", "roll", "bmm", "normalize", "repeat_interleave",

@@ -41,6 +41,8 @@ def run_foreign(
             f"it returned {type(after).__name__}, not a GraphModule",
         )
         after.graph.lint()
+        old, new = map(_parameters, (before, after))
+        require(new == old, f"it changes what the model is called with: {_listed(old, new)}")
         after.recompile()
         _keep_modes(before, after)
         error = _difference(before, after, values, example_inputs) if verify else None
@@ -52,13 +54,27 @@ def run_foreign(
         )
     except Declined as declined:
         reason = declined.reason
-    except Exception as failure:
+    except (Exception, SystemExit) as failure:  # a script's exit too
         line = first_line(failure)
         reason = (
             f"the pass failed with {type(failure).__name__}: {line} "
             "(it was run as a torch.fx pass; one on calls needs @reparam.rewrite)"
         )
     return captured, values, Remark("missed", name, "the whole graph", f"rolled back: {reason}")
+
+
+def _parameters(module: fx.GraphModule) -> list[tuple[str, tuple[Any, ...]]]:
+    """The names of a forward's parameters in order, each with its default if it has one."""
+    return [(str(node.target), node.args) for node in module.graph.find_nodes(op="placeholder")]
+
+
+def _listed(*several: list[tuple[str, tuple[Any, ...]]]) -> str:
+    """Parameters before and after, as they stand in a signature."""
+    signatures = (
+        ", ".join("=".join((name, *map(repr, default))) for name, default in parameters)
+        for parameters in several
+    )
+    return " became ".join(f"({signature})" for signature in signatures)
 
 
 def _keep_modes(before: fx.GraphModule, after: fx.GraphModule) -> None:

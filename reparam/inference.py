@@ -37,7 +37,8 @@ def facts_of(
         case Cat(n):
             return probe(torch.cat, (list(args), -n - 1), {}, facts, symbols)
         case Sum():
-            return _broadcast(operands)
+            fractions = not all(float(c).is_integer() for c in value.coefficients)
+            return _promoted(_broadcast(operands), fractions)
         case Shape(axis, rank):
             return _rank(first) if rank else _sizes(first, axis)
         case Opaque():
@@ -193,17 +194,27 @@ def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts
     first = operands[0] if operands else None
     if kind == "pointwise" and isinstance(first, TensorFacts):
         casts = "dtype" in kwargs or any(isinstance(o, torch.dtype) for o in operands)
-        return None if casts else first
-    if kind == "elementwise":
+        return None if casts else _promoted(first, known.promotes(value.target))
+    if kind in ("elementwise", "clamp"):
         if all(isinstance(operand, Size | int) for operand in operands):
             return _arithmetic(value.target, operands)
         if known.name(value.target) not in known.COMPARISONS:
-            return _broadcast([*operands, *kwargs.values()])
+            given = [*operands, *kwargs.values()]
+            divided = known.promotes(value.target) and "rounding_mode" not in kwargs
+            return _promoted(_broadcast(given), divided or any(type(o) is float for o in given))
     if kind == "matmul" and len(operands) == 2:
         return _matmul(*operands)
     if kind == "getitem" and isinstance(first, tuple) and type(operands[1]) is int:
         return _item(cast("tuple[Any, ...]", first), operands[1])
     return None
+
+
+def _promoted(x: Facts, promotes: bool) -> Facts:
+    """Facts of a result, if what makes it makes floating-point numbers of integers."""
+    if not promotes or not isinstance(x, TensorFacts) or x.dtype is None:
+        return x
+    plain = x.dtype.is_floating_point or x.dtype.is_complex
+    return x if plain else replace(x, dtype=torch.get_default_dtype())
 
 
 def _flattened(x: Any, axes: list[Any], symbols: SymbolTable) -> Facts:

@@ -28,13 +28,14 @@ POINTWISE_NAMES = {
     "relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish",
     "sigmoid",
     "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "softmax",
-    "log_softmax", "layer_norm", "group_norm", "rms_norm", "exp", "sqrt", "rsqrt", "abs", "clamp",
+    "log_softmax", "layer_norm", "group_norm", "rms_norm", "exp", "sqrt", "rsqrt", "abs",
     "clone", "contiguous", "detach", "erf", "square",
 }  # fmt: skip
 
 ELEMENTWISE_NAMES = {
     "add", "sub", "mul", "truediv", "floordiv", "div", "neg", "pow", "maximum", "minimum", "eq",
-    "ne", "lt", "le", "gt", "ge", "mod",
+    "ne", "lt", "le", "gt", "ge", "mod", "subtract", "multiply", "divide", "true_divide",
+    "negative", "rsub",
 }  # fmt: skip
 
 COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
@@ -46,6 +47,12 @@ INPLACE_OPERATORS = {
 
 EXACT_ON_INTEGERS = COMPARISONS | {"add", "sub", "mul", "mod"}
 """What gives an integer or a truth for any two integers, unless it divides by 0."""
+
+PROMOTING_NAMES = {
+    "exp", "sqrt", "rsqrt", "erf", "sigmoid", "tanh", "softsign", "truediv", "div", "divide",
+    "true_divide",
+}  # fmt: skip
+"""What makes floating-point numbers of integers, unless it is told to round."""
 
 HOMOGENEOUS_NAMES = {"relu", "leaky_relu", "prelu"}
 """What a positive factor passes."""
@@ -59,6 +66,7 @@ KINDS = {
     **dict.fromkeys(ELEMENTWISE_NAMES, "elementwise"),
     **dict.fromkeys(POOL_NAMES, "pool"),
     **dict.fromkeys(MAX_POOL_NAMES, "max_pool"),
+    "clamp": "clamp",
     "matmul": "matmul",
     "scaled_dot_product_attention": "attention",
     "getitem": "getitem",
@@ -90,6 +98,12 @@ ADAPTIVE_POOL_BASE: Any = TORCH.nn.modules.pooling._AdaptiveAvgPoolNd
 ASSERT: Any = TORCH._assert
 """The assertion that tracing leaves in a graph."""
 
+HELD = "it holds for inputs that"
+"""How the assertions begin that hold a result to its example inputs."""
+
+SAME_WAY = f"{HELD} take the same way as the example inputs"
+SAME_RANK = f"{HELD} have as many axes as the example inputs"
+
 MODULES_WITH_FUNCTIONS: tuple[Any, ...] = (operator, torch, F, TORCH._C._nn)
 
 
@@ -101,6 +115,16 @@ def hooked(module: Any) -> bool:
 def internal(target: Any) -> bool:
     """Whether a target is one of torch's internal operators, of which torch.export makes graphs."""
     return isinstance(target, TORCH._ops.OpOverload) and target.namespace in ("aten", "prims")
+
+
+def asserted_ranks(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that hold a result to the number of axes of its example inputs."""
+    asserts = graph.find_nodes(op="call_function", target=ASSERT)
+    found = {node for node in asserts if str(node.args[-1]).startswith(SAME_RANK)}
+    for node in reversed(graph.nodes) if found else ():
+        if node.op != "placeholder" and node.users and found.issuperset(node.users):
+            found.add(node)
+    return found
 
 
 def compiled(module: nn.Module) -> bool:
@@ -131,6 +155,21 @@ def pooled_axes(target: Any, rank: int) -> int:
     called = type(target).__name__ if isinstance(target, nn.Module) else name(target) or ""
     number = called.lower().removesuffix("d")[-1]
     return int(number) if number.isdigit() else rank - 2
+
+
+def acts_on_one(call: Any) -> bool:
+    """Whether a call acts on each element, or each channel, of one tensor, and keeps its sizes.
+
+    The bounds of a clamp may be tensors, with which it is broadcast.
+    """
+    does = kind(call.value.target)
+    return does == "pointwise" or (does == "clamp" and len(call.inputs) == 1)
+
+
+def promotes(target: Any) -> bool:
+    """Whether a target makes floating-point numbers of integers."""
+    called = type(target).__name__.lower() if isinstance(target, nn.Module) else name(target)
+    return called in PROMOTING_NAMES
 
 
 def homogeneous(target: Any) -> bool:

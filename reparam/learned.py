@@ -14,7 +14,6 @@ from reparam.graph import Call
 from reparam.operators import AvgPool, ConvTranspose, Norm, Pad, Slice
 from reparam.runs import split_inputs
 from reparam.sizes import Size, SymbolTable
-from reparam.tracer import HELD
 from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Sum
 
 Learned = dict[fx.Node, TensorFacts]
@@ -28,7 +27,8 @@ CAT_NAMES = ("cat", "concat", "concatenate")
 def given_facts(graph: fx.Graph, example_inputs: Any, symbols: SymbolTable) -> Learned:
     """What example inputs tell of a graph's inputs: dtypes and numbers of axes, not sizes."""
     args, kwargs = split_inputs(() if example_inputs is None else example_inputs)
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    inputs = (node for node in graph.nodes if node.op == "placeholder")
+    placeholders = [node for node in inputs if not node.target.startswith("*")]
     named = {node: kwargs[node.target] for node in placeholders if node.target in kwargs}
     return {
         node: TensorFacts(tuple(symbols.fresh() for _ in given.shape), True, given.dtype)
@@ -72,7 +72,7 @@ def keeps_axes(call: Call) -> bool:
     value = call.value
     if isinstance(value, Conv | BatchNorm | ConvTranspose | Pad | Slice | AvgPool):
         return True
-    return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
+    return isinstance(value, Opaque) and known.acts_on_one(call)
 
 
 def keeps_channels(call: Call, n: int) -> bool:
@@ -84,7 +84,7 @@ def keeps_channels(call: Call, n: int) -> bool:
         return value.n <= n  # of an image without a batch, it is another axis that stays
     if isinstance(value, BatchNorm | Norm):
         return True
-    return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
+    return isinstance(value, Opaque) and known.acts_on_one(call)
 
 
 def keeps_dtype(call: Call) -> bool:
@@ -92,7 +92,9 @@ def keeps_dtype(call: Call) -> bool:
     value = call.value
     if isinstance(value, BatchNorm | Norm | Pad | Slice | AvgPool | Layout):
         return True
-    return isinstance(value, Opaque) and known.kind(value.target) == "pointwise"
+    if not isinstance(value, Opaque) or not known.acts_on_one(call) or "dtype" in call.options:
+        return False
+    return not known.promotes(value.target) and known.kind(value.target) != "clamp"
 
 
 class Learner:
@@ -149,7 +151,7 @@ class Learner:
         Where the number of axes could be any, the assertion is all there is, and has to stay.
         """
         condition: Any = node.args[0]
-        if str(node.args[-1]).startswith(HELD):
+        if str(node.args[-1]).startswith(known.HELD):
             return
         if not (isinstance(condition, fx.Node) and condition.target is operator.eq):
             return

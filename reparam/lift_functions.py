@@ -5,6 +5,7 @@ arguments that it is applied to; None where the call is nothing known.
 """
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, fx
 from reparam.algebra import affine
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
-from reparam.lift_modules import batch_norm, convolution
+from reparam.lift_modules import REAL, batch_norm, convolution
 from reparam.values import IDENTITY, Shape, Sum, Value
 
 
@@ -34,12 +35,14 @@ Lifted: TypeAlias = tuple[Value, tuple[Any, ...]]
 Rule: TypeAlias = Callable[[Context, dict[str, Any]], Lifted | None]
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "add": ("input", "other"),
-    "sub": ("input", "other"),
-    "mul": ("input", "other"),
-    "truediv": ("input", "other"),
-    "div": ("input", "other"),
-    "neg": ("input",),
+    **dict.fromkeys(
+        (
+            *("add", "sub", "subtract", "rsub", "mul", "multiply"),
+            *("truediv", "div", "divide", "true_divide"),
+        ),
+        ("input", "other"),
+    ),
+    **dict.fromkeys(("neg", "negative"), ("input",)),
     "linear": ("input", "weight", "bias"),
     **dict.fromkeys(
         ("conv1d", "conv2d", "conv3d"),
@@ -99,7 +102,8 @@ def _any_channels(facts: Any, least: int) -> int | None:
     if not isinstance(facts, TensorFacts) or len(facts.axes) < least:
         return None
     axes = len(facts.axes)
-    choices = [axes - 2, 0] if facts.exact and axes > 3 else [0 if facts.exact else axes - 1]
+    choices = [axes - 2, 0] if axes > 3 else [0, axes - 2]
+    choices = choices if facts.exact else [axes - 1]
     return next((n for n in choices if n >= 0 and facts.channels(n) is not None), None)
 
 
@@ -114,16 +118,23 @@ def _mul(context: Context, a: dict[str, Any]) -> Lifted | None:
         content = _operand(context, other)
         if not isinstance(x, fx.Node) or content is None:
             continue
-        number, n = _number(content), _per_channel(context, x, content)
+        number = _number(content)
         if number is not None and not _is_size(context, x):
             return Sum((number,)), (x,)
-        if n is not None:
-            return affine(_spread(context, x, content, n), None, n), (x,)
-        vector = isinstance(content, Tensor) and sum(size > 1 for size in content.shape) == 1
-        if vector and content.is_floating_point() and not _is_size(context, x):
-            raise Declined(
-                "it may be a scale per channel, but the channels of its input are not known"
-            )
+        scaled = _scaled(context, x, content)
+        if scaled is not None:
+            return scaled
+    return None
+
+
+def _scaled(context: Context, x: Any, content: Any) -> Lifted | None:
+    """`content * x`, for a constant of one number per channel."""
+    n = _per_channel(context, x, content)
+    if n is not None:
+        return affine(_spread(context, x, content, n), None, n), (x,)
+    vector = isinstance(content, Tensor) and sum(size > 1 for size in content.shape) == 1
+    if vector and content.is_floating_point() and not _is_size(context, x):
+        raise Declined("it may be a scale per channel, but the channels of its input are not known")
     return None
 
 
@@ -134,10 +145,17 @@ def _is_size(context: Context, argument: Any) -> bool:
 
 
 def _div(context: Context, a: dict[str, Any]) -> Lifted | None:
-    number = _number(_operand(context, a["other"]))
-    if number is None or number == 0 or "rounding_mode" in a or not isinstance(a["input"], fx.Node):
+    x, content = a["input"], _operand(context, a["other"])
+    if "rounding_mode" in a or not isinstance(x, fx.Node) or _is_size(context, x):
         return None
-    return None if _is_size(context, a["input"]) else (Sum((1 / number,)), (a["input"],))
+    number = _number(content)
+    if number is not None:
+        return None if number == 0 else (Sum((1 / number,)), (x,))
+    if not isinstance(content, Tensor) or not content.is_floating_point():
+        return None
+    inverse = 1 / content.detach().double()
+    finite = bool((inverse.isfinite() & content.isfinite()).all())
+    return _scaled(context, x, inverse) if finite else None
 
 
 def _weighted(context: Context, a: dict[str, Any], sign: float) -> Lifted | None:
@@ -157,13 +175,31 @@ def _weighted(context: Context, a: dict[str, Any], sign: float) -> Lifted | None
         computed, content = (x, y)[which], contents[1 - which]
         if not isinstance(computed, fx.Node) or contents[which] is not None:
             continue
-        if _number(content) == 0 and not isinstance(content, Tensor):
-            return Sum((weights[which],)), (computed,)
+        if type(content) in (int, float):
+            return _shifted(context, computed, weights[which], weights[1 - which] * content)
         n = _per_channel(context, computed, content)
         if n is not None:
             shift = _spread(context, computed, content, n) * weights[1 - which]
             return affine(torch.full_like(shift, weights[which]), shift, n), (computed,)
     return None
+
+
+def _shifted(context: Context, x: Any, weight: float, shift: float) -> Lifted | None:
+    """`weight * x + shift`, one number for all channels."""
+    facts = context.facts(x)
+    if shift == 0:
+        return None if _is_size(context, x) else (Sum((weight,)), (x,))
+    if not isinstance(facts, TensorFacts) or facts.dtype not in REAL or not isfinite(shift):
+        return None
+    n = _any_channels(facts, 1)
+    if n is None:
+        raise Declined("it may be a shift per channel, but the channels of its input are not known")
+    shifts = _spread(context, x, torch.tensor(shift, dtype=torch.float64), n)
+    return affine(torch.full_like(shifts, weight), shifts, n), (x,)
+
+
+def _rsub(context: Context, a: dict[str, Any]) -> Lifted | None:
+    return _weighted(context, a | {"input": a["other"], "other": a["input"]}, -1.0)
 
 
 def _neg(context: Context, a: dict[str, Any]) -> Lifted | None:
@@ -209,11 +245,11 @@ def _size(context: Context, a: dict[str, Any]) -> Lifted | None:
 
 RULES: dict[str, Rule] = {
     "add": lambda context, a: _weighted(context, a, 1.0),
-    "sub": lambda context, a: _weighted(context, a, -1.0),
-    "mul": _mul,
-    "truediv": _div,
-    "div": _div,
-    "neg": _neg,
+    **dict.fromkeys(("sub", "subtract"), lambda context, a: _weighted(context, a, -1.0)),
+    "rsub": _rsub,
+    **dict.fromkeys(("mul", "multiply"), _mul),
+    **dict.fromkeys(("truediv", "div", "divide", "true_divide"), _div),
+    **dict.fromkeys(("neg", "negative"), _neg),
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), _conv),
     "batch_norm": _batch_norm,
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), _dropout),

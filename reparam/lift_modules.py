@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from reparam.algebra import batch_norm_affine
 from reparam.errors import Declined, require
 from reparam.functions import Sides
 from reparam.values import IDENTITY, BatchNorm, Conv, Value
@@ -25,6 +26,11 @@ BATCH_NORM_AXES: dict[type[nn.Module], int | None] = {
     nn.BatchNorm2d: 2,
     nn.BatchNorm3d: 3,
     nn.SyncBatchNorm: None,
+}
+INSTANCE_NORM_AXES: dict[type[nn.Module], int] = {
+    nn.InstanceNorm1d: 1,
+    nn.InstanceNorm2d: 2,
+    nn.InstanceNorm3d: 3,
 }
 
 
@@ -91,11 +97,24 @@ def _batch_norm(module: Any, axes: int | None) -> Value:
     )
 
 
+def _instance_norm(module: Any, axes: int | None) -> Value:
+    """A batch norm, by running statistics, that takes an image without a batch too."""
+    given: nn.Module = module
+    n = next(n for kind, n in INSTANCE_NORM_AXES.items() if isinstance(given, kind))
+    own = not module.training and module.track_running_stats
+    require(own, "it uses the statistics of each image")
+    norm = batch_norm(
+        module.running_mean, module.running_var, module.weight, module.bias, module.eps, n
+    )
+    return norm if axes == n + 2 else batch_norm_affine(norm)
+
+
 KINDS: Kinds = {
     **dict.fromkeys((nn.Identity, *DROPOUTS), _identity),
     nn.Linear: _linear,
     **dict.fromkeys(CONVS, _conv),
     **dict.fromkeys(BATCH_NORM_AXES, _batch_norm),
+    **dict.fromkeys(INSTANCE_NORM_AXES, _instance_norm),
 }
 
 

@@ -212,13 +212,13 @@ def python_asks(tracer: Any) -> Generator[None]:
         own_autocast(region, device_type, *args, **kwargs)
 
     autograd: Any = torch.autograd.Function
-    own_apply = autograd.apply.__func__
+    own_apply = inspect.getattr_static(autograd, "apply")  # of Python or of C, by release
 
     # It would fail on proxies, with a message about arguments of torch's own.
     def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
         if found((args, kwargs), fx.Proxy):
             raise TraceError(f"it calls the autograd function {function.__name__}")
-        return own_apply(function, *args, **kwargs)
+        return own_apply.__get__(None, function)(*args, **kwargs)
 
     def sized(factory: Any) -> Any:
         def make(*sizes: Any, **kwargs: Any) -> Any:

@@ -5,14 +5,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rich.console import Console
 from rich.table import Column, Table
 from torch import fx, nn
 
+from reparam import known
 from reparam.errors import ReparamError
 from reparam.proof import CLAIM, Proof
 
@@ -107,7 +108,17 @@ class Verification:
 
 @dataclass(frozen=True)
 class Report:
-    """The account of one compile. `str()` is for reading, `to_json()` for programs."""
+    """The account of one compile. `str()` is for reading, `to_json()` for programs.
+
+    Attributes:
+        applied: what was done.
+        missed: what was not, and why.
+        analysis: what the result holds for.
+        before: operators and parameters of the model.
+        after: those of the result.
+        verification: what was checked, and how.
+        axes: how many axes each input has, by the example inputs.
+    """
 
     applied: tuple[Remark, ...]
     missed: tuple[Remark, ...]
@@ -115,6 +126,7 @@ class Report:
     before: Counts
     after: Counts
     verification: Verification
+    axes: dict[str, int] = field(default_factory=dict[str, int])
 
     def to_json(self) -> str:
         """The whole report as JSON."""
@@ -206,7 +218,10 @@ class Report:
 def count(root: nn.Module, graph: fx.Graph, lookup: Callable[[str], nn.Module]) -> Counts:
     """Count the calls of a graph, and the parameters of the model whose modules it calls."""
     operators: Counter[str] = Counter()
+    asserting = known.asserted_ranks(graph)
     for node in graph.nodes:
+        if node in asserting:
+            continue
         if node.op == "call_module":
             operators[type(lookup(str(node.target))).__name__] += 1
         elif node.op in ("call_function", "call_method"):
@@ -237,12 +252,19 @@ def report(fused: nn.Module) -> Report:
     return _rebuilt(data)
 
 
+def axes_told(model: nn.Module) -> dict[str, int]:
+    """How many axes the inputs of a compiled model have, by its report; of another, nothing."""
+    data = vars(model).get(ATTRIBUTE)
+    return cast("dict[str, Any]", data).get("axes", {}) if isinstance(data, dict) else {}
+
+
 def _rebuilt(data: dict[str, Any]) -> Report:
     applied, missed, analysis = (
         tuple(map(_remark, data[kind])) for kind in ("applied", "missed", "analysis")
     )
     before, after = Counts(**data["before"]), Counts(**data["after"])
-    return Report(applied, missed, analysis, before, after, Verification(**data["verification"]))
+    verification = Verification(**data["verification"])
+    return Report(applied, missed, analysis, before, after, verification, data.get("axes", {}))
 
 
 def _remark(data: dict[str, Any]) -> Remark:

@@ -28,9 +28,6 @@ from reparam.places import calling_line, explained
 from reparam.proxies import AttributeProxy, TensorProxy, python_asks
 from reparam.state import State
 
-HELD = "it holds for inputs that take the same way as the example inputs"
-"""What the assertions say that hold a result to its example inputs."""
-
 QUANTIZATION_AWARE = "torch.ao.nn.intrinsic.qat."
 """Where torch's layers are that learn to be quantized, and that its conversion looks for."""
 
@@ -261,7 +258,7 @@ class Tracer(fx.Tracer):
             return
         if not depends_on_inputs(node):
             return
-        message = f"{HELD} at {calling_line()}"
+        message = f"{known.SAME_WAY} at {calling_line()}"
         condition: Any = node
         if value is False:
             value = 0  # which torch.jit.trace can compare a truth with

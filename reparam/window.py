@@ -4,12 +4,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from reparam.arguments import found
 from reparam.evaluation import Operands
 from reparam.functions import Sides
 from reparam.graph import Apply, Call
 from reparam.operators import AvgPool, ConvTranspose, Pad, Slice
-from reparam.values import BatchNorm, Conv, Opaque, Shape, Sum, Value
+from reparam.residue import UnmodelledError
+from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Sum, Value
+
+FARTHEST = 32
+"""How far images are drawn at most, for a number that a function is given: a shift, a bound."""
+
+SPATIAL = ("kernel_size", "stride", "padding", "dilation")
+"""What pooling modules call how far they see."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,8 @@ def window(operands: Operands) -> Window:
             continue
         seen.add(part)
         linear &= isinstance(part.value, Conv | BatchNorm | Sum)
-        far, step = _view(part.value)
-        longest, stride = max(longest, far), max(stride, step)
+        far, step = _view(part)
+        longest, stride = max(longest, min(far, FARTHEST)), max(stride, step)
         if isinstance(part.value, Conv) and not part.value.pointwise:
             kernels[type(part)].append(_span(part.value))
         pending.extend(_read(part, operands))
@@ -122,16 +131,35 @@ def _extent(
     if part not in known:
         inputs = [_extent(source, operands, known) for source in _read(part, operands)]
         reach, stride = (max(numbers) for numbers in zip((1, 1), *inputs, strict=True))
-        far, step = _view(part.value)
+        far, step = _view(part)
+        if far > FARTHEST and _given(part):
+            name = getattr(part.value, "__name__", "a function")
+            raise UnmodelledError(f"{name} is given {far - 1}, and no images so large were tried")
         known[part] = reach + stride * (far - 1), stride * step
     return known[part]
 
 
-def _view(value: Value) -> tuple[int, int]:
+def _given(part: Call | Apply) -> list[int]:
+    """The numbers that a function which nothing else is known of is given; up to these it may see.
+
+    A rearrangement says itself what it does.
+    """
+    value = part.value
+    if not isinstance(value, Opaque) or isinstance(value, Layout):
+        return []
+    if isinstance(value.target, nn.Module):
+        return found([getattr(value.target, name, None) for name in SPATIAL], int)
+    if isinstance(part, Call):
+        return found((part.node.args, part.node.kwargs), int)
+    return found((part.inputs, dict(part.options)), int)
+
+
+def _view(part: Call | Apply) -> tuple[int, int]:
     """How many pixels one pixel of the result sees, and how far they are from the next one's.
 
     A border is seen as far as it is wide, and what is cut off at both ends is seen past.
     """
+    value: Value = part.value
     match value:
         case Conv():
             wide = max([*_reach(value), *(side for pair in value.padding for side in pair), 1])
@@ -149,7 +177,7 @@ def _view(value: Value) -> tuple[int, int]:
             axes = zip(value.dilation, value.weight.shape[2:], value.padding, strict=True)
             return max(step * (count - 1) + 2 * side for step, count, side in axes) + 1, 1
         case _:
-            return 1, 1
+            return max((abs(number) + 1 for number in _given(part)), default=1), 1
 
 
 def _cropped(padding: Sides) -> int:

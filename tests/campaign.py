@@ -15,6 +15,7 @@ from torch.fx.experimental.optimization import fuse
 import passes
 import reparam
 from reparam.testing import Graph, graphs
+from reparam.testing.check_graph import compiled
 from reparam.testing.equivalence import difference
 from reparam.testing.failures import went_wrong
 from reparam.testing.profiles import sample
@@ -72,23 +73,13 @@ def shard(seed: int, count: int = SHARD) -> Shard:
 def _compared(graph: Graph, verify: bool, found: Shard) -> reparam.Report:
     """Compile a graph, and note in what the result differs."""
     model = graph.build()
-    fused = _compiled(model, graph.example() if graph.given else None, verify, found)
+    fused, unlucky = compiled(graph, model, passes.DEFAULT, verify)
+    found.unlucky += unlucky
     differs = (difference(model, fused, inputs) for inputs in graph.examples())
     how = next(filter(None, differs), None) or shared_memory(model, fused, graph.example())
     if how is not None:
         found.wrong.append(f"{how}\n{graph.source}")
     return reparam.report(fused)
-
-
-def _compiled(model: nn.Module, example: Any, verify: bool, found: Shard) -> nn.Module:
-    """The compiled model; where it is refused for its roundings, what it would have been."""
-    try:
-        return reparam.compile(model, example, passes=passes.DEFAULT, verify=verify)
-    except reparam.VerificationError:
-        if example[0].dtype == torch.float64:
-            raise
-        found.unlucky += 1
-        return reparam.compile(model, example, passes=passes.DEFAULT, verify=False)
 
 
 def fused_by_torch(seed: int, count: int = SHARD) -> Counter[str]:

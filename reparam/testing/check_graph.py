@@ -34,7 +34,7 @@ def check_graph(graph: Graph, passes: Sequence[Pass] | None = None) -> Report:
     model = graph.build()
     state = State(model)
     try:
-        fused = _compiled(graph, model, passes)
+        fused, _ = compiled(graph, model, passes)
         for inputs in graph.examples():
             if (found := difference(model, fused, inputs)) is not None:
                 raise CheckFailed(f"the compiled model, {found}")
@@ -53,12 +53,21 @@ def check_graph(graph: Graph, passes: Sequence[Pass] | None = None) -> Report:
     return account
 
 
-def _compiled(graph: Graph, model: nn.Module, passes: Sequence[Pass] | None) -> nn.Module:
+def compiled(
+    graph: Graph, model: nn.Module, passes: Sequence[Pass] | None, verify: bool = True
+) -> tuple[nn.Module, bool]:
+    """The compiled model, and whether the comparison of the whole refused it for its roundings.
+
+    A small model may have bad luck with these; `difference` tells that from a fault. In float64
+    there is no luck.
+
+    Raises:
+        VerificationError: if it is refused in float64.
+    """
     example = graph.example() if graph.given else None
     try:
-        return compile_model(model, example, passes=passes)
+        return compile_model(model, example, passes=passes, verify=verify), False
     except VerificationError:
         if graph.dtype == "float64":
             raise
-        # A small model may have bad luck with its roundings; `difference` tells that from a fault.
-        return compile_model(model, example, passes=passes, verify=False)
+        return compile_model(model, example, passes=passes, verify=False), True

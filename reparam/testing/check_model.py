@@ -1,10 +1,11 @@
 """Check what one pass, or a pipeline, does to one model."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from reparam.capture import modules_of
 from reparam.compiler import compile as compile_model
@@ -12,7 +13,8 @@ from reparam.errors import ReparamError, first_line
 from reparam.pipelines import Pass
 from reparam.report import Report, report
 from reparam.rewrite import Rewrite
-from reparam.testing.equivalence import difference
+from reparam.testing.arguments import checked_inputs, checked_model, checked_pass
+from reparam.testing.equivalence import difference, outputs, require_compared
 from reparam.testing.failures import CheckFailed, went_wrong
 from reparam.testing.sameness import State, same, shared_memory
 from reparam.testing.watch import Watch
@@ -53,7 +55,8 @@ def check_model(
     Args:
         rule: the pass.
         model: in evaluation mode.
-        inputs: one example or several, of other sizes; each a tensor or a tuple of them.
+        inputs: one example or several, of other sizes; each a tensor, a tuple of positional or a
+            mapping of keyword arguments. The model may refuse all but the first.
         given: whether to compile with the first as an example input.
         prove: whether to prove each rewrite over a finite field too.
 
@@ -61,9 +64,27 @@ def check_model(
         What it did.
 
     Raises:
-        CheckFailed: if anything of this does not hold.
+        CheckFailed: if anything of this does not hold, the model refuses the first example, or it
+            returns no finite number that could be compared.
+        PassError: if it is no pass.
+        ReparamError: if something given is no model, or no inputs.
     """
-    examples = [(each,) if isinstance(each, Tensor) else tuple(each) for each in inputs]
+    checked_pass(rule)
+    checked_model("model", model)
+    outputs(model, checked_inputs(inputs)[0])
+    outcome = outcome_on(rule, model, inputs, given=given, prove=prove)
+    require_compared(model, inputs)
+    return outcome
+
+
+def outcome_on(
+    rule: Pass, model: nn.Module, examples: Sequence[Any], *, given: bool, prove: bool = True
+) -> Outcome:
+    """The same, of a pass, a model and examples that are known to be some.
+
+    Raises:
+        CheckFailed: if anything of that does not hold.
+    """
     example = examples[0] if given else None
     state = State(model)
     watch = Watch(rule, prove=prove) if isinstance(rule, Rewrite) else None
@@ -100,9 +121,7 @@ def name_of(rule: Pass) -> str:
     return str(own or type(named).__name__)
 
 
-def _compiled(
-    rule: Pass, model: nn.Module, example: tuple[Tensor, ...] | None
-) -> tuple[nn.Module, Report]:
+def _compiled(rule: Pass, model: nn.Module, example: Any) -> tuple[nn.Module, Report]:
     """Compile with one pass, which nothing checks but we.
 
     Raises:
@@ -112,7 +131,7 @@ def _compiled(
         fused = compile_model(model, example, passes=(rule,), verify=False)
     except ReparamError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         told = f"{type(error).__name__}: {first_line(error)}"
         finding = f"{name_of(rule)}: the compile fails with {told}"
         raise CheckFailed(finding) from error
@@ -130,7 +149,7 @@ def _code(model: nn.Module) -> tuple[str, list[str]]:
     return str(getattr(model, "code", "")), layers
 
 
-def _require_done(rule: Pass, fused: nn.Module, example: tuple[Tensor, ...] | None) -> None:
+def _require_done(rule: Pass, fused: nn.Module, example: Any) -> None:
     """A second compile does nothing more, or a third.
 
     A second may, of a rewrite, where the first wrote one value as several calls, a padding by a

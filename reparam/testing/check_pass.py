@@ -9,9 +9,16 @@ import hypothesis
 from hypothesis import strategies as st
 from torch import nn
 
-from reparam.errors import PassError
 from reparam.pipelines import Pass
-from reparam.testing.check_model import Outcome, check_model, name_of
+from reparam.testing.arguments import (
+    checked_blocks,
+    checked_graph,
+    checked_pass,
+    checked_shapes,
+    checked_strategy,
+    whole,
+)
+from reparam.testing.check_model import Outcome, name_of, outcome_on
 from reparam.testing.failures import CheckFailed
 from reparam.testing.graph import Graph, Shape
 from reparam.testing.own_blocks import BlockMotif
@@ -108,29 +115,34 @@ def check_pass(
     Raises:
         CheckFailed: if it is wrong, with the smallest program found that shows it; or if it fired
             on too few graphs to tell.
-        PassError: if it is no pass.
+        PassError: if it is no pass, or something among the blocks is no block.
+        ReparamError: if another argument is not right.
     """
-    if not callable(rule):
-        raise PassError(f"{rule!r} is no pass; use reparam.rewrite, or a function of a GraphModule")
-    run = _Run(rule, profile(profile_name), max_examples, seed)
-    own = [BlockMotif.of(block) for block in blocks]
+    run = _Run(checked_pass(rule), profile(profile_name), max_examples, seed)
+    least = _least(run.max_examples, min_fired)
+    own = [BlockMotif.of(block) for block in checked_blocks(blocks)]
+    shapes = checked_shapes(shapes)
     if graphs is not None:
-        run.over(graphs, "graphs")
+        run.over(checked_strategy(graphs), "graphs")
     else:
         for motif in own:
-            if not any(motif.fits(shape) for shape, _ in shapes):
-                taken = ", ".join(str(shape) for shape, _ in shapes)
-                raise PassError(f"the block {motif.layer.source} takes none of the shapes {taken}")
+            motif.require_fit([shape for shape, _ in shapes])
         motifs: list[Motif] = [*own, *MOTIFS.values()]
         fired = run.survey(motifs, shapes)
         run.check.motifs = tuple(motif.__name__ for motif in fired)
         chosen = [*motifs, *fired * max(1, FOCUS * len(motifs) // max(len(fired), 1))]
         stage = "-".join(["mixed", *(motif.__name__ for motif in own)])
         run.over(_graphs(motifs=chosen, shapes=shapes, max_motifs=3), stage)
-    least = max(1, run.max_examples // 100) if min_fired is None else min_fired
     if run.check.fired < least:
         raise CheckFailed(_vacuous(run.check, least))
     return run.check
+
+
+def _least(max_examples: int, min_fired: int | None) -> int:
+    """On how many graphs the pass has to fire."""
+    if min_fired is None:
+        return max(1, max_examples // 100)
+    return whole("min_fired", min_fired, 0)
 
 
 def _vacuous(check: PassCheck, least: int) -> str:
@@ -148,9 +160,11 @@ class _Run:
     def __init__(
         self, rule: Pass, chosen: Profile, max_examples: int | None, seed: int | None
     ) -> None:
-        self.rule, self.seed = rule, seed
+        self.rule = rule
+        self.seed = None if seed is None else whole("seed", seed, 0)
         self.profile = chosen if seed is None else replace(chosen, random=True)
-        self.max_examples = max_examples or chosen.max_examples
+        drawn = chosen.max_examples if max_examples is None else max_examples
+        self.max_examples = whole("max_examples", drawn, 1)
         self.check = PassCheck(name_of(rule))
 
     def survey(self, motifs: Sequence[Motif], shapes: Sequence[tuple[Shape, int]]) -> list[Motif]:
@@ -207,9 +221,9 @@ class _Run:
         Raises:
             CheckFailed: if it is wrong there.
         """
-        model = graph.build()
+        model = checked_graph(graph).build()
         inputs = list(graph.examples()) if sizes else [graph.example()]
-        return check_model(self.rule, model, *inputs, given=graph.given)
+        return outcome_on(self.rule, model, inputs, given=graph.given)
 
     def _report(self, graph: Graph, found: CheckFailed) -> NoReturn:
         """Make the graph smaller still, if that is wanted, and print it."""

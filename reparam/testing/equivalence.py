@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from reparam.compiler import compile as compile_model
-from reparam.errors import VerificationError
+from reparam.errors import VerificationError, first_line
 from reparam.pipelines import Pass
 from reparam.report import report
 from reparam.runs import float64_outputs, runs_on, split_inputs
+from reparam.testing.arguments import checked_inputs, checked_model, whole
 from reparam.testing.failures import CheckFailed
 from reparam.testing.sameness import State, shared_memory
 from reparam.verify import UNLUCKY, Equivalence, verify
@@ -27,16 +29,56 @@ def assert_equivalent(model: nn.Module, fused: nn.Module, *inputs: Any) -> None:
             or a mapping of keyword arguments.
 
     Raises:
-        CheckFailed: if they differ on one of the inputs, or one of them does not run.
+        CheckFailed: if they differ on one of the inputs, or one of them does not run; or if
+            nothing was compared, for want of inputs, or of finite numbers in the results.
+        ReparamError: if something given is no model, or no inputs.
     """
-    for example in inputs:
+    checked_model("model", model)
+    checked_model("fused", fused)
+    for example in checked_inputs(inputs):
         try:
             verify(model, fused, example).raise_if_different()
         except VerificationError as error:
-            raise CheckFailed(f"on {described(example)}: {error}") from error
+            mode = "; the model is in training mode" if model.training else ""
+            raise CheckFailed(f"on {described(example)}: {error}{mode}") from error
+    require_compared(model, inputs)
 
 
-def difference(model: nn.Module, fused: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
+def require_compared(model: nn.Module, inputs: Sequence[Any]) -> None:
+    """See to it that a comparison says something: that the model returns numbers.
+
+    Raises:
+        CheckFailed: if it returns no finite number on any of the inputs.
+    """
+    for example in inputs:
+        if runs_on(model, example) and any(y.isfinite().any() for y in outputs(model, example)):
+            return
+    raise CheckFailed(
+        f"nothing was compared: on {described(inputs[0])}, the model returns no finite number"
+    )
+
+
+def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """The tensors that a copy of a model returns.
+
+    Raises:
+        CheckFailed: if it does not take these inputs.
+    """
+    args, kwargs = split_inputs(pytree.tree_map_only(Tensor, Tensor.clone, inputs))
+    try:
+        with torch.no_grad():
+            result = copy.deepcopy(model)(*args, **kwargs)
+    except Exception as error:
+        told = f"the model itself does not run on these inputs: {first_line(error)}"
+        raise CheckFailed(f"on {described(inputs)}: {told}") from error
+    return _tensors(result)
+
+
+def _tensors(structure: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, Tensor)]
+
+
+def difference(model: nn.Module, fused: nn.Module, inputs: Any) -> str | None:
     """In what a compiled model differs from its original beyond all bad luck, if it does.
 
     Small models return few numbers, among which unlucky roundings do not even out, and a norm of
@@ -52,7 +94,7 @@ def difference(model: nn.Module, fused: nn.Module, inputs: tuple[Tensor, ...]) -
     return f"on {described(inputs)}: {found}"
 
 
-def _unlucky(found: Equivalence, model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+def _unlucky(found: Equivalence, model: nn.Module, inputs: Any) -> bool:
     """Whether roundings may make such a difference."""
     dtype: torch.dtype = getattr(torch, found.dtype)
     if dtype == torch.float64:
@@ -60,7 +102,7 @@ def _unlucky(found: Equivalence, model: nn.Module, inputs: tuple[Tensor, ...]) -
     return found.excess <= UNLUCKY or found.rmse_fused <= UNLUCKY * _nudge(model, inputs, dtype)
 
 
-def _nudge(model: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> float:
+def _nudge(model: nn.Module, inputs: Any, dtype: torch.dtype) -> float:
     """The root mean square error that it makes to round weights and inputs to a dtype."""
     generator = torch.Generator().manual_seed(0)
 
@@ -74,16 +116,14 @@ def _nudge(model: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> 
     with torch.no_grad():
         for tensor in (*other.parameters(), *other.buffers()):
             tensor.copy_(rounded(tensor))
-    given = tuple(map(rounded, inputs))
+    given = pytree.tree_map_only(Tensor, rounded, inputs)
     pairs = zip(float64_outputs(model, inputs), float64_outputs(other, given), strict=True)
     return max((float((a - b).square().mean().sqrt()) for a, b in pairs), default=0.0)
 
 
 def described(inputs: Any) -> str:
     """The sizes of inputs, for a message."""
-    args, kwargs = split_inputs(inputs)
-    several = (*args, *kwargs.values())
-    return " and ".join(str(tuple(each.shape)) for each in several if isinstance(each, Tensor))
+    return " and ".join(str(tuple(each.shape)) for each in _tensors(inputs)) or "no tensors"
 
 
 def assert_compiles(
@@ -106,10 +146,14 @@ def assert_compiles(
         The result.
 
     Raises:
-        CheckFailed: if anything of this does not hold.
+        CheckFailed: if anything of this does not hold, or nothing was compared.
+        ReparamError: if the model is none or in training mode, or another argument is not right.
     """
+    checked_model("model", model)
+    checked_inputs(inputs)
+    whole("at_least", at_least, 0)
     state = State(model)
-    example = inputs[0] if given and inputs else None
+    example = inputs[0] if given else None
     try:
         fused = compile_model(model, example, passes=passes)
     except VerificationError as error:
@@ -117,7 +161,7 @@ def assert_compiles(
     assert_equivalent(model, fused, *inputs)
     if (changed := state.changed(model)) is not None:
         raise CheckFailed(f"the compile changes the model that it is given: {changed}")
-    if (taken := shared_memory(model, fused, inputs[0] if inputs else None)) is not None:
+    if (taken := shared_memory(model, fused, inputs[0])) is not None:
         raise CheckFailed(taken)
     done = report(fused)
     if len(done.applied) < at_least:

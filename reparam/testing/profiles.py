@@ -102,6 +102,8 @@ def profile(name: str | None = None) -> Profile:
     Raises:
         ReparamError: if there is none.
     """
+    if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ReparamError(f"profile_name is {' or '.join(PROFILES)}, not {name!r}")
     current = settings.get_current_profile_name()
     name = name or os.environ.get(VARIABLE) or (current if current in PROFILES else PR)
     if name not in PROFILES:

@@ -70,7 +70,14 @@ class State:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    """Every tensor that a module of the model holds, saved or not, by its path."""
+    held: dict[str, Any] = dict(model.state_dict(keep_vars=True))
+    for path, module in modules_of(model):
+        own = dict(vars(module))
+        own |= module.named_parameters(recurse=False, remove_duplicate=False)
+        own |= module.named_buffers(recurse=False, remove_duplicate=False)
+        held |= {f"{path}.{name}".lstrip("."): value for name, value in own.items()}
+    return {name: value.detach() for name, value in held.items() if isinstance(value, Tensor)}
 
 
 def _modules(model: nn.Module) -> list[tuple[Any, ...]]:

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from hypothesis import strategies as st
 
+from reparam.errors import ReparamError
+from reparam.testing.arguments import checked_shapes, whole
 from reparam.testing.draft import Draft, DrawFn, Drawn
 from reparam.testing.graph import Graph
 from reparam.testing.motifs_branches import BRANCH_MOTIFS
@@ -71,6 +73,9 @@ SHAPES: tuple[tuple[tuple[int, ...], int], ...] = (
 """Of the inputs of a graph, and how many axes stand behind the channels."""
 
 DTYPES = ("float64", "float64", "float32", "float64", "float32", "bfloat16")
+KNOWN = (*dict.fromkeys(DTYPES), "float16")
+"""What may be asked for beside, too."""
+
 WIDEST = 24
 """Rows or columns beyond which no motif reads an image."""
 
@@ -102,26 +107,47 @@ def _next(d: Draft, current: Drawn, motifs: Sequence[Motif]) -> tuple[Drawn, boo
     return y, more
 
 
-@st.composite
 def graphs(
-    draw: DrawFn,
     *,
     motifs: Sequence[Motif] | None = None,
     shapes: Sequence[tuple[tuple[int, ...], int]] = SHAPES,
     dtypes: Sequence[str] = DTYPES,
     max_motifs: int = 5,
-) -> Graph:
+) -> st.SearchStrategy[Graph]:
     """Whole graphs, valid by construction: structure is drawn, and one seed of all numbers.
 
     Args:
-        draw: what Hypothesis gives.
         motifs: what graphs are put together from; all of `MOTIFS` if None.
         shapes: of the inputs, batch first, and how many axes stand behind the channels.
         dtypes: of parameters and inputs.
         max_motifs: how many there are at most.
+
+    Raises:
+        ReparamError: if there are none of these, or one is not known.
     """
+    chosen = DRAWN if motifs is None else motifs
+    _require_known("motifs", chosen, [*MOTIFS.values()], "values of reparam.testing.MOTIFS")
+    _require_known("dtypes", dtypes, KNOWN, ", ".join(KNOWN))
+    most = whole("max_motifs", max_motifs, 1)
+    return _graphs(tuple(chosen), checked_shapes(shapes), tuple(dtypes), most)
+
+
+def _require_known(name: str, given: Any, known: Sequence[Any], told: str) -> None:
+    """Raise ReparamError unless there is one at least, and each is known or a user's own block."""
+    several = [*cast("Sequence[Any]", given)] if isinstance(given, list | tuple) else []
+    if not several or not all(isinstance(each, BlockMotif) or each in known for each in several):
+        raise ReparamError(f"{name} are one or more of the {told}, not {given!r}")
+
+
+@st.composite
+def _graphs(
+    draw: DrawFn,
+    chosen: tuple[Motif, ...],
+    shapes: tuple[tuple[tuple[int, ...], int], ...],
+    dtypes: tuple[str, ...],
+    max_motifs: int,
+) -> Graph:
     d = Draft(draw)
-    chosen = DRAWN if motifs is None else tuple(motifs)
     able = [s for s in shapes if _fitting(Drawn(0, *s), chosen)] or list(shapes)
     dtype = d.choose(*dtypes)
     shape, n = d.choose(*able)

@@ -92,6 +92,34 @@ def test_values_that_something_else_reads() -> None:
     ]
 
 
+@pytest.mark.parametrize("mix", [written_out, by_torch])
+def test_keys_that_may_be_none(mix: Mix) -> None:
+    """Attention of the first token to the others, of which there may be none."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        others = x[:, 1:]
+        return m.projection(mix(m.q(x[:, :1]), m.k(others), m.v(others)))
+
+    model = Net(forward, **{name: nn.Linear(6, 6) for name in ("q", "k", "v", "projection")})
+    reason = "there may be no keys, and a softmax over none does not sum to one"
+    assert reasons(fold_value_bias, model, tokens(), given=True) == [reason]
+
+
+@pytest.mark.parametrize("convolution", [True, False])
+def test_keys_that_a_convolution_or_a_pooling_made(convolution: bool) -> None:
+    """Attention of all pixels to fewer: there is one at least, or making them fails."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        fewer = m.fewer(x).flatten(2).transpose(1, 2)
+        pixels = x.flatten(2).transpose(1, 2)
+        return m.projection(written_out(m.q(pixels), m.k(fewer), m.v(fewer)))
+
+    layers = {name: nn.Linear(6, 6) for name in ("q", "k", "v", "projection")}
+    fewer = nn.Conv2d(6, 6, 2, 2) if convolution else nn.AvgPool2d(2)
+    model = Net(forward, fewer=fewer, **layers)
+    fires(fold_value_bias, model, torch.randn(2, 6, 4, 6), given=True)
+
+
 def test_values_without_a_bias() -> None:
     fires(fold_value_bias, attention(bias=False), tokens(), times=0, given=True)
 

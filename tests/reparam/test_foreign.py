@@ -93,6 +93,22 @@ def calls_what_is_not_there(graph_module: fx.GraphModule) -> fx.GraphModule:
     return graph_module
 
 
+def exits(graph_module: fx.GraphModule) -> fx.GraphModule:
+    raise SystemExit(0)
+
+
+def renames_the_input(graph_module: fx.GraphModule) -> fx.GraphModule:
+    (node,) = graph_module.graph.find_nodes(op="placeholder")
+    node.target = "images"
+    return graph_module
+
+
+def gives_a_default(graph_module: fx.GraphModule) -> fx.GraphModule:
+    (node,) = graph_module.graph.find_nodes(op="placeholder")
+    node.args = (None,)
+    return graph_module
+
+
 def test_a_right_one_is_applied_between_ours() -> None:
     model = network()
     fused = reparam.compile(model, passes=(*passes.DEFAULT, relu_to_clamp, *passes.DEFAULT))
@@ -113,6 +129,15 @@ def test_a_right_one_is_applied_between_ours() -> None:
         (returns_nothing, "rolled back: it returned NoneType, not a GraphModule"),
         (returns_a_module, "rolled back: it returned Identity, not a GraphModule"),
         (breaks_the_graph, "rolled back: the pass failed with RuntimeError"),
+        (exits, "rolled back: the pass failed with SystemExit: 0"),
+        (
+            renames_the_input,
+            "rolled back: it changes what the model is called with: (input) became (images)",
+        ),
+        (
+            gives_a_default,
+            "rolled back: it changes what the model is called with: (input) became (input=None)",
+        ),
         (calls_what_is_not_there, "rolled back: the pass failed with"),
     ],
     ids=lambda part: getattr(part, "__name__", ""),

@@ -448,3 +448,46 @@ def test_what_is_cropped_at_both_ends_is_seen_past() -> None:
     model = Net(lambda net, x: net.conv(x[..., 4:-4, 4:-4]), conv=nn.Conv2d(4, 3, 3, padding=1))
     with pytest.raises(Rejected):
         proven(middle, model, torch.randn(1, 4, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [lambda x: x[:, :, :20], lambda x: x[..., -20:], lambda x: x.tril(20), lambda x: x.roll(12, 2)],
+    ids=["first rows", "last columns", "triangle", "shifted"],
+)
+def test_functions_are_tried_beyond_the_numbers_that_they_are_given(
+    body: Callable[[Tensor], Tensor],
+) -> None:
+    """At smaller sizes, what is dropped here does nothing."""
+
+    class Body(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return body(x).relu()
+
+    calls = {node.name for node in reparam.compile(Body().eval(), verify=False).graph.nodes}
+    (name,) = calls - {"x", "relu", "output"}
+
+    @reparam.rewrite
+    def dropped(call: Call) -> Replace | None:
+        return Replace(call.inputs[0]) if call.name == name else None
+
+    told = reparam.report(reparam.compile(Body().eval(), passes=(dropped,), verify="proof"))
+    assert not told.applied
+    assert "its replacement differs by" in told.missed[0].message
+
+
+def test_a_number_beyond_all_that_is_tried_is_not_proven() -> None:
+    @reparam.rewrite
+    def dropped(call: Call) -> Replace | None:
+        return Replace(call.inputs[0]) if call.name == "tril" else None
+
+    class Body(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.tril(200).relu()
+
+    (applied,) = reparam.report(
+        reparam.compile(Body().eval(), passes=(dropped,), verify="proof")
+    ).applied
+    assert applied.proof is not None
+    assert not applied.proof.proven
+    assert "tril is given 200, and no images so large were tried" in str(applied.proof)

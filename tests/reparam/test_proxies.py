@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import reparam
-from reparam.tracer import HELD
+from reparam.known import HELD
 from tests.bad_inputs.outcomes import compiled, same
 from tests.passes.alone import Net
 from tests.strategies import drawn

@@ -227,3 +227,46 @@ def test_weights_keep_their_dtype_where_the_shape_of_their_input_is_not_known() 
     assert {parameter.dtype for parameter in fused.parameters()} == {torch.float32}
     x = drawn(0, 2, 8, 5).float()
     torch.testing.assert_close(fused(x), model(x))
+
+
+@pytest.mark.parametrize("size", [None, 1, 6])
+def test_a_bound_that_is_an_image(size: int | None) -> None:
+    """A clamp broadcasts with its bounds."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(x, 1)
+        clamped = torch.clamp(pooled, min=x)
+        return m.wide(clamped + pooled) + m.other(clamped)
+
+    model = Net(
+        forward, wide=nn.Conv2d(4, 4, 3, padding=1), other=nn.Conv2d(4, 4, 3, padding=1)
+    ).double()
+    fused = reparam.compile(model.eval(), None if size is None else drawn(0, 2, 4, size, size))
+    same(model, fused, drawn(1, 2, 4, 5, 5))
+
+
+def test_a_bound_that_has_a_batch() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.a, self.b, self.conv = (nn.Conv2d(4, 4, 1) for _ in range(4))
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, mask: Tensor, x: Tensor) -> Any:
+            y = self.before(mask)
+            joined = torch.cat([self.a(y), self.b(y)], 1)
+            return joined + self.norm(y.clamp(min=self.conv(x))).sum()
+
+    model = Masked().double().eval()
+    same(model, reparam.compile(model), drawn(0, 4, 6, 6), drawn(1, 2, 4, 6, 6))
+
+
+def test_integers_that_become_floating_point_on_the_way() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return m.a(torch.sqrt(flat)) + m.b(flat / 255)
+
+    model = Net(forward, a=nn.Linear(6, 4), b=nn.Linear(6, 4)).eval()
+    x = torch.arange(12, dtype=torch.uint8).reshape(2, 3, 2)
+    for example in (None, x):
+        torch.testing.assert_close(reparam.compile(model, example)(x), model(x))

@@ -242,3 +242,28 @@ def test_another_structure_is_an_error(other: Any) -> None:
     assert reparam.verify(model, model, x).equivalent
     with pytest.raises(reparam.VerificationError, match="returns another structure"):
         reparam.verify(model, fused, x)
+
+
+def test_integers_are_compared() -> None:
+    x = drawn(0, 2, 4, 8, 8)
+    model = Net(lambda m, x: (x, x.argmax(1)))
+    assert reparam.verify(model, Net(lambda m, x: (x, x.argmax(1))), x).equivalent
+    other = Net(lambda m, x: (x, x.argmin(1)))
+    with pytest.raises(reparam.VerificationError, match=r"numbers of torch\.int64: \d+% differ"):
+        reparam.verify(model, other, x)
+
+
+def test_sizes_are_compared() -> None:
+    x = drawn(0, 2, 4, 8, 9)
+    model = Net(lambda m, x: {"y": x, "size": x.shape, "name": "y", "width": x.shape[3]})
+    assert reparam.verify(model, model, x).equivalent
+    other = Net(lambda m, x: {"y": x, "size": x.shape, "name": "y", "width": 8})
+    with pytest.raises(reparam.VerificationError, match="returns 8 instead of 9"):
+        reparam.verify(model, other, x)
+
+
+def test_complex_numbers_are_compared() -> None:
+    x = drawn(0, 2, 4)
+    model = Net(lambda m, x: x + 1j)
+    assert reparam.verify(model, model, x).equivalent
+    assert not reparam.verify(model, Net(lambda m, x: x - 1j), x).equivalent

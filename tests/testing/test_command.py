@@ -18,6 +18,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "acme" / "passes.py").write_text(
         PASSES
         + "\n\n@reparam.rewrite\ndef look_for_nothing(call):\n    return None\n\n\nNUMBER = 3\n"
+        "\n\n@reparam.rewrite\ndef rewrite_that_exits(call):\n    raise SystemExit(0)\n"
+        "\n\ndef pass_that_exits(graph_module):\n    raise SystemExit(0)\n"
     )
     return tmp_path
 
@@ -57,6 +59,24 @@ def test_a_vacuous_pass(folder: Path) -> None:
     assert verdict["right"] is False
     assert verdict["program"] == ""
     assert verdict["text"].startswith("look_for_nothing fired on 0 of ")
+
+
+@pytest.mark.parametrize("name", ["rewrite_that_exits", "pass_that_exits"])
+def test_a_pass_that_ends_the_script(folder: Path, name: str) -> None:
+    done = reparam(f"acme.passes:{name}", "--max-examples", "5", folder=folder)
+    assert done.returncode == 3
+    assert "SystemExit: 0" in done.stderr
+    assert f"check_model({name}, model" in done.stdout
+
+
+def test_what_is_no_block(folder: Path) -> None:
+    named = "acme.passes:fold_norm", "--block", "acme.passes:NUMBER", "--json"
+    done = reparam(*named, folder=folder)
+    assert done.returncode == 1
+    told = json.loads(done.stdout)["error"]
+    assert told["type"] == "PassError"
+    assert told["message"] == "a block is a class or function that returns a module, not 3"
+    assert not done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The pytest plugin as a user's repository meets it: it is there, and one line does."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,113 @@ def test_equivalent(assert_equivalent):
 """
 
 
+MISUSED = """
+import unittest
+
+import pytest
+import torch
+from torch import nn
+
+from acme_passes import fold_norm, fold_norm_without_epsilon
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def five():
+    return 5
+
+
+def plain_pass(graph_module):
+    raise ZeroDivisionError("of all things")
+
+
+@pytest.mark.reparam_pass(plain_pass)
+def test_plain():
+    pass
+
+
+@pytest.mark.reparam_model(Net)
+def test_no_inputs():
+    pass
+
+
+@pytest.mark.reparam_model(Net, X)
+def test_class():
+    pass
+
+
+@pytest.mark.reparam_pass()
+def test_empty():
+    pass
+
+
+@pytest.mark.reparam_pass(fold_norm, fold_norm)
+def test_two():
+    pass
+
+
+@pytest.mark.reparam_pass(fold_norm, examples=3)
+def test_unknown():
+    pass
+
+
+@pytest.mark.reparam_model(net(), X)
+def test_instance():
+    pass
+
+
+@pytest.mark.reparam_model(five, X)
+def test_five():
+    pass
+
+
+@pytest.mark.reparam_model(net, X, at_least="a")
+def test_at_least():
+    pass
+
+
+@pytest.mark.reparam_model(net, X, atleast=2)
+def test_unknown_of_model():
+    pass
+
+
+class OfUnittest(unittest.TestCase):
+    @pytest.mark.reparam_pass(fold_norm_without_epsilon, max_examples=10)
+    def test_wrong_method(self):
+        pass
+
+    @pytest.mark.reparam_pass(fold_norm_without_epsilon, max_examples=10)
+    @unittest.skip("not now")
+    def test_skipped_method(self):
+        pass
+"""
+
+WRITE_PASS = "write @pytest.mark.reparam_pass(rule, **options): "
+WRITE_MODEL = "write @pytest.mark.reparam_model(factory, *inputs, **options): "
+
+FAILURES = {
+    "test_plain": "plain_pass: rolled back: the pass failed with ZeroDivisionError: of all things",
+    "test_no_inputs": "nothing was compared: no inputs were given",
+    "test_empty": WRITE_PASS + "missing a required argument: 'rule'",
+    "test_two": WRITE_PASS + "too many positional arguments",
+    "test_unknown": WRITE_PASS + "got an unexpected keyword argument 'examples'",
+    "test_instance": "a model is given by a class or function that returns it, not by Sequential(",
+    "test_five": "what five returns is a torch.nn.Module, not 5",
+    "test_at_least": "at_least is a whole number of 0 or more, not 'a'",
+    "test_unknown_of_model": WRITE_MODEL + "got an unexpected keyword argument 'atleast'",
+    "test_wrong_method": "fold_norm_without_epsilon, asked about bn1",
+}
+
+
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
@@ -110,6 +218,35 @@ def test_one_line_does(tmp_path: Path) -> None:
     }, done.stdout
     assert "from acme_passes import fold_norm_without_epsilon" in done.stdout
     assert "0 rewrites were made, not 1" in done.stdout
+
+
+def test_what_markers_are_not_given_and_where_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "acme_passes.py").write_text(PASSES)
+    (tmp_path / "test_misused.py").write_text(MISUSED)
+    done = run(tmp_path, "--strict-markers", "-rfps", "-W", "error::pytest.PytestWarning")
+    told, _, summary = done.stdout.partition("short test summary info")
+    assert "PASSED test_misused.py::test_class" in summary, done.stdout
+    assert f"{len(FAILURES)} failed, 1 passed, 1 skipped" in summary
+    for test, reason in FAILURES.items():
+        (shown,) = re.findall(rf"__ \S*{test} __(.*?)(?=\n__+ |$)", told, re.DOTALL)
+        assert reason in shown, shown
+    assert "TypeError" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "@pytest.mark.reparam_pass\ndef test_bare():\n    pass\n",
+        "class TestAll:\n    @pytest.mark.reparam_pass\n    def test_bare(self):\n        pass\n",
+        "class All(unittest.TestCase):\n"
+        "    @pytest.mark.reparam_pass\n    def test_bare(self):\n        pass\n",
+    ],
+)
+def test_a_marker_without_arguments_is_refused(tmp_path: Path, source: str) -> None:
+    (tmp_path / "test_bare.py").write_text(f"import unittest\n\nimport pytest\n\n\n{source}")
+    done = run(tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert "test_bare: write @pytest.mark.reparam_pass(rule, **options)" in done.stdout
 
 
 def test_it_loads_neither_torch_nor_reparam(tmp_path: Path) -> None:
