@@ -3,6 +3,9 @@
 from reparam.testing.draft import Draft, Drawn
 from reparam.testing.drawn_layers import batch_norm, linear, multiple, options, scaled
 
+MANY = 400
+"""Tokens of which no matrix of weights is made: images grow, and it would take all memory."""
+
 IMAGE_TO_TOKENS = (
     "{0}.flatten(2).transpose(1, 2)",
     "{0}.flatten(2).permute(0, 2, 1)",
@@ -113,6 +116,8 @@ def _projected(d: Draft, x: Drawn, c: int, heads: int) -> list[Drawn]:
 
 def _mixed(d: Draft, q: Drawn, k: Drawn, v: Drawn) -> Drawn:
     """The values, weighted."""
+    if q.shape[-2] > MANY:
+        return d.step("{0}.sigmoid() * {1} + {2}", q, k, v)
     if d.rarely(3):
         arguments = d.choose("", ", scale=0.5", ", is_causal=True", ", dropout_p=0.0")
         code = f"F.scaled_dot_product_attention({{0}}, {{1}}, {{2}}{arguments})"
