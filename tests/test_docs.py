@@ -58,7 +58,9 @@ def test_a_registered_pipeline_is_loaded_as_the_page_says(
             def leave(graph_module):
                 return graph_module
 
-            PIPELINE = (leave,)
+            from reparam import default_passes
+
+            PIPELINE = (*default_passes(), leave)
             """)
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
