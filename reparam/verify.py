@@ -1,7 +1,7 @@
 """Compare a compiled model with the model that it came from. The one home of every tolerance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -47,6 +47,8 @@ class Equivalence:
         equivalent: whether the fused model is as good a rendering of the float64 function as the
             original is, rounding of its outputs allowed for.
         excess: the errors of the fused model as a multiple of what is allowed.
+        flipped: the share of integers and truths that differ, in the tensor in which most do. It is
+            no part of the verdict: of equal numbers, roundings decide which is the largest.
     """
 
     rmse_model: float
@@ -58,6 +60,7 @@ class Equivalence:
     dtype: str
     equivalent: bool
     excess: float
+    flipped: float = 0.0
 
     def __str__(self) -> str:
         """One line."""
@@ -112,7 +115,8 @@ def judged(runs: Sequence[Run], *, other_runtime: bool = False) -> Equivalence:
         for run in runs
     ]
     figures.sort(key=lambda one: one.excess)
-    return figures[-1] if figures[-1].excess > UNLUCKY else figures[len(figures) // 2]
+    told = figures[-1] if figures[-1].excess > UNLUCKY else figures[len(figures) // 2]
+    return replace(told, flipped=min(run.flipped for run in runs))
 
 
 def compare_outputs(

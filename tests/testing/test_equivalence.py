@@ -71,3 +71,18 @@ def test_what_a_norm_makes_of_roundings_is_no_difference() -> None:
     assert difference(model, rounded, inputs) is None
     exact = [m.double() for m in (model, other)]
     assert difference(*exact, (inputs[0].double(),)) is not None
+
+
+def test_integers_are_held_against_a_model() -> None:
+    class Largest(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return x, x.argmax(1)
+
+    class Smallest(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return x, x.argmin(1)
+
+    assert_equivalent(Largest(), Largest(), X)
+    with pytest.raises(CheckFailed, match=r"100% of the integers in a result differ"):
+        assert_equivalent(Largest(), Smallest(), X)
+    assert "100% of the integers" in str(difference(Largest(), Smallest(), (X,)))
