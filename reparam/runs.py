@@ -62,7 +62,7 @@ def run(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Run:
         )
     flipped = _flipped(outputs, compiled)
     exact = float64_outputs(model, example_inputs)
-    return Run(_floats(outputs), _floats(compiled), exact, flipped)
+    return Run(floats(outputs), floats(compiled), exact, flipped)
 
 
 def _flipped(outputs: Any, compiled: Any) -> float:
@@ -130,7 +130,7 @@ def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     torch.set_default_dtype(torch.float64)  # of what integers become
     try:
         with torch.no_grad(), _InFloat64():
-            return _floats(copy.deepcopy(model).double()(*_double(args), **_double(kwargs)))
+            return floats(copy.deepcopy(model).double()(*_double(args), **_double(kwargs)))
     except Exception as error:
         raise VerificationError(
             f"the model itself does not run in float64, which results are held against: "
@@ -150,7 +150,7 @@ class _InFloat64(TorchDispatchMode):
         return func(*args, **options)
 
 
-def _floats(output: Any) -> list[Tensor]:
+def floats(output: Any) -> list[Tensor]:
     """The floating-point tensors; complex ones as pairs of real numbers."""
     leaves = [leaf for leaf in _tensors(output) if _floating(leaf)]
     return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in leaves]
