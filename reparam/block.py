@@ -17,11 +17,11 @@ from reparam.effects import copy_what_leaves
 from reparam.errors import TrainingModeError, UntracedError
 from reparam.foreign import FxPass, run_foreign
 from reparam.graph import ValueGraph
+from reparam.held import lift_held
 from reparam.interface import keep_interface
 from reparam.lower import lower
 from reparam.paths import prefixes
 from reparam.pipelines import Pass
-from reparam.ranks import lift_held
 from reparam.report import Counts, Remark, axes_told, count
 from reparam.rewrite import Rewrite
 from reparam.usage import called_parts, parts_of
@@ -82,13 +82,19 @@ class Block:
                 raise
             self._leave(model, error.reason)
             return
-        self._compile(model, captured, example_inputs, constants or {})
+        self._compile(model, captured, example_inputs, constants or {}, method == "forward")
 
     def _compile(
-        self, model: nn.Module, captured: Capture, example: Any, constants: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        captured: Capture,
+        example: Any,
+        constants: Mapping[str, Any],
+        forward: bool,
     ) -> None:
         self.before = count(model, captured.graph, captured.attribute)
-        values, self.axes = lift_held(captured, example, axes_told(model))
+        told = axes_told(model, self.before) if forward else {}
+        values, self.axes = lift_held(captured, example, told)
         for remark in _left_whole(captured, values):
             self._say(remark)
         for _, group in groupby(self.options.passes, lambda one: isinstance(one, Rewrite)):

@@ -136,6 +136,9 @@ def capture(
     args, kwargs = split_inputs(() if example_inputs is None else example_inputs)
     tensors, others = split_constants(model, constants or {})
     parameters = inspect.signature(getattr(model, method)).parameters
+    if _reordered(parameters):
+        reason = "it takes keyword-only arguments behind a starred one, which torch.fx reorders"
+        raise UntracedError(f"{type(model).__name__}.{method}", reason)
     left = [name for name in parameters if name not in tensors and name not in others]
     examples = {**dict(zip(left, args, strict=False)), **kwargs, **tensors}
     absent = {name: value for name, value in examples.items() if value is None}
@@ -151,3 +154,9 @@ def capture(
     captured = Capture(model, graph, tracer.untraced, tracer.tensors | kept, tracer.called)
     rebind(graph, captured.attribute)
     return captured
+
+
+def _reordered(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether torch.fx would give a forward its arguments in another order."""
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.KEYWORD_ONLY} <= kinds

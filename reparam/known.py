@@ -103,6 +103,7 @@ HELD = "it holds for inputs that"
 
 SAME_WAY = f"{HELD} take the same way as the example inputs"
 SAME_RANK = f"{HELD} have as many axes as the example inputs"
+SAME_KIND = f"{HELD} are of floating-point numbers, as the example inputs"
 
 MODULES_WITH_FUNCTIONS: tuple[Any, ...] = (operator, torch, F, TORCH._C._nn)
 
@@ -117,10 +118,10 @@ def internal(target: Any) -> bool:
     return isinstance(target, TORCH._ops.OpOverload) and target.namespace in ("aten", "prims")
 
 
-def asserted_ranks(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that hold a result to the number of axes of its example inputs."""
+def asserted(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that hold a result to the axes and kinds of its example inputs."""
     asserts = graph.find_nodes(op="call_function", target=ASSERT)
-    found = {node for node in asserts if str(node.args[-1]).startswith(SAME_RANK)}
+    found = {node for node in asserts if str(node.args[-1]).startswith((SAME_RANK, SAME_KIND))}
     for node in reversed(graph.nodes) if found else ():
         if node.op != "placeholder" and node.users and found.issuperset(node.users):
             found.add(node)

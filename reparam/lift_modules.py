@@ -101,8 +101,11 @@ def _instance_norm(module: Any, axes: int | None) -> Value:
     """A batch norm, by running statistics, that takes an image without a batch too."""
     given: nn.Module = module
     n = next(n for kind, n in INSTANCE_NORM_AXES.items() if isinstance(given, kind))
-    own = not module.training and module.track_running_stats
-    require(own, "it uses the statistics of each image")
+    plain = cast("Any", nn.InstanceNorm1d)._apply_instance_norm
+    own = cast("Any", type(module))._apply_instance_norm is not plain
+    require(not own, f"its class {type(module).__name__} normalizes in a way of its own")
+    kept = not module.training and module.track_running_stats
+    require(kept, "it uses the statistics of each image")
     norm = batch_norm(
         module.running_mean, module.running_var, module.weight, module.bias, module.eps, n
     )

@@ -28,7 +28,7 @@ def explained(module: Any, cause: Exception | str) -> str:
     code = getattr(forward, "__code__", None)
     if code is None:
         return cause
-    return f"{_short(code.co_filename, forward.__module__)}:{code.co_firstlineno}: {cause}"
+    return f"{_short(code.co_filename, forward.__module__ or '')}:{code.co_firstlineno}: {cause}"
 
 
 def calling_line() -> str:

@@ -218,7 +218,7 @@ class Report:
 def count(root: nn.Module, graph: fx.Graph, lookup: Callable[[str], nn.Module]) -> Counts:
     """Count the calls of a graph, and the parameters of the model whose modules it calls."""
     operators: Counter[str] = Counter()
-    asserting = known.asserted_ranks(graph)
+    asserting = known.asserted(graph)
     for node in graph.nodes:
         if node in asserting:
             continue
@@ -252,10 +252,15 @@ def report(fused: nn.Module) -> Report:
     return _rebuilt(data)
 
 
-def axes_told(model: nn.Module) -> dict[str, int]:
-    """How many axes the inputs of a compiled model have, by its report; of another, nothing."""
-    data = vars(model).get(ATTRIBUTE)
-    return cast("dict[str, Any]", data).get("axes", {}) if isinstance(data, dict) else {}
+def axes_told(model: nn.Module, now: Counts) -> dict[str, int]:
+    """How many axes the inputs of a compiled model have, by its report; of another, nothing.
+
+    Nor of one that has other operators now than when it was compiled.
+    """
+    kept = vars(model).get(ATTRIBUTE)
+    data = cast("dict[str, Any]", kept) if isinstance(kept, dict) else {}
+    same = data.get("after", {}).get("operators") == now.operators
+    return data.get("axes", {}) if same else {}
 
 
 def _rebuilt(data: dict[str, Any]) -> Report:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, cast
 
 import torch
@@ -23,13 +23,13 @@ class Run:
         expected: what the original returns.
         found: what should be the same.
         exact: the original's in float64.
-        flipped: the share of integers that differ.
+        flipped: the share of integers that differ; None if there are none.
     """
 
     expected: list[Tensor]
     found: list[Tensor]
     exact: list[Tensor]
-    flipped: float = 0.0
+    flipped: float | None = None
 
 
 def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -52,7 +52,7 @@ def run(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Run:
     with torch.no_grad(), _as_it_was(fused):
         returned = _outputs("the compiled model", fused, example_inputs)
         compiled = _clone(returned)
-    if pytree.tree_structure(outputs) != pytree.tree_structure(returned):
+    if _structure(outputs) != _structure(returned):
         raise VerificationError("the compiled model returns another structure of outputs")
     was, now = _shapes(outputs), _shapes(compiled)
     if was != now:
@@ -65,17 +65,26 @@ def run(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Run:
     return Run(floats(outputs), floats(compiled), exact, flipped)
 
 
-def _flipped(outputs: Any, compiled: Any) -> float:
-    """The share of integers and truths that differ, in the tensor in which most do.
+def _structure(output: Any) -> list[Any]:
+    """The nesting of a result, and the types of what is in it."""
+    kinds: list[Any] = [
+        Tensor if isinstance(leaf, Tensor) else type(leaf) for leaf in _leaves(output)
+    ]
+    return [pytree.tree_structure(output), kinds]
+
+
+def _flipped(outputs: Any, compiled: Any) -> float | None:
+    """The share of integers and truths that differ, in the tensor in which most do; if any are.
 
     Raises:
         VerificationError: if numbers or texts that are no tensors differ, sizes say.
     """
-    share = 0.0
-    for old, new in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(compiled), strict=True):
+    share: float | None = None
+    for old, new in zip(_leaves(outputs), _leaves(compiled), strict=True):
         if isinstance(old, Tensor) and isinstance(new, Tensor):
-            if old.numel() and not _floating(old):
-                share = max(share, float((old != new).double().mean()))
+            if not _floating(old):
+                apart = float((old != new).double().mean()) if old.numel() else 0.0
+                share = max(share or 0.0, apart)
         elif isinstance(old, int | str) and old != new:
             raise VerificationError(f"the compiled model returns {new!r} instead of {old!r}")
     return share
@@ -161,7 +170,18 @@ def _shapes(output: Any) -> list[tuple[torch.Size, torch.dtype]]:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in _leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _leaves(output: Any) -> list[Any]:
+    """What a result holds, one after the other; what a dataclass holds, too."""
+    leaves: list[Any] = []
+    for leaf in pytree.tree_leaves(output):
+        if is_dataclass(leaf) and not isinstance(leaf, type):
+            leaves += _leaves([getattr(leaf, each.name) for each in fields(leaf)])
+        else:
+            leaves.append(leaf)
+    return leaves
 
 
 def _clone(inputs: Any) -> Any:

@@ -15,7 +15,7 @@ def operators(fused: fx.GraphModule) -> Counter[str]:
     What only asserts how many axes an input has is none.
     """
     names: Counter[str] = Counter()
-    asserting = known.asserted_ranks(fused.graph)
+    asserting = known.asserted(fused.graph)
     for node in fused.graph.nodes:
         if node in asserting:
             continue

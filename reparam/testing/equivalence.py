@@ -16,11 +16,7 @@ from reparam.runs import float64_outputs, floats, runs_on, split_inputs
 from reparam.testing.arguments import checked_inputs, checked_model, whole
 from reparam.testing.failures import CheckFailed
 from reparam.testing.sameness import State, shared_memory
-from reparam.verify import Equivalence, verify
-
-FLIPPED = 0.01
-"""The share of integers that may differ, indices of a maximum say: of equals, roundings decide."""
-
+from reparam.verify import FLIPPED, Equivalence, verify
 
 DRAWS = 4
 """How often weights and inputs are rounded in other ways, to see how far off a model may be."""

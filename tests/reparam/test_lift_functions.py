@@ -212,3 +212,17 @@ def test_instance_norm_by_statistics_of_each_image(change: dict[str, bool]) -> N
     assert reparam.report(fused).after.operators["Conv2d"] == 2
     messages = {remark.message for remark in reparam.report(fused).missed}
     assert messages & {"it uses the statistics of each image"}
+
+
+def test_an_instance_norm_that_normalizes_in_a_way_of_its_own() -> None:
+    class Doubled(nn.InstanceNorm2d):
+        def _apply_instance_norm(self, x: Tensor) -> Tensor:  # pyright: ignore
+            return super()._apply_instance_norm(x) * 2
+
+    norm = Doubled(4, track_running_stats=True)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), norm, nn.Conv2d(4, 4, 1)).double().eval()
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    fused = reparam.compile(model)
+    torch.testing.assert_close(fused(x), model(x))
+    messages = [remark.message for remark in reparam.report(fused).missed]
+    assert "its class Doubled normalizes in a way of its own" in messages

@@ -1,6 +1,7 @@
 """The judge of whole models: what it lets through, and what it does not."""
 
 import copy
+from dataclasses import dataclass
 from math import inf, nan
 from typing import Any
 
@@ -268,3 +269,29 @@ def test_complex_numbers_are_compared() -> None:
     model = Net(lambda m, x: x + 1j)
     assert reparam.verify(model, model, x).equivalent
     assert not reparam.verify(model, Net(lambda m, x: x - 1j), x).equivalent
+
+
+def test_integers_alone_are_compared() -> None:
+    x = drawn(0, 2, 4, 8, 8)
+    model = Net(lambda m, x: x.argmax(1))
+    assert reparam.verify(model, model, x).equivalent
+    assert not reparam.verify(model, Net(lambda m, x: x.argmin(1)), x).equivalent
+    reparam.compile(model.eval(), x)
+
+
+@dataclass
+class Result:
+    """What pytree knows nothing of."""
+
+    y: Tensor
+    size: int
+
+
+def test_what_a_dataclass_holds_is_compared() -> None:
+    x = drawn(0, 2, 4)
+    model = Net(lambda m, x: Result(x * 2, 3))
+    assert reparam.verify(model, model, x).equivalent
+    assert not reparam.verify(model, Net(lambda m, x: Result(x * 3, 3)), x).equivalent
+    with pytest.raises(reparam.VerificationError, match="returns 4 instead of 3"):
+        reparam.verify(model, Net(lambda m, x: Result(x * 2, 4)), x)
+    assert isinstance(reparam.compile(model.eval(), x)(x), Result)
