@@ -19,13 +19,10 @@ from reparam.learned import given_facts
 from reparam.lift import lift_graph
 from reparam.operators import Norm
 from reparam.sizes import SymbolTable
-from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Sum
+from reparam.values import Conv, Layout, Opaque, Shape, Sum
 
 ANY_RANK = ("pointwise", "elementwise", "clamp", "max_pool")
 """What does the same to the last axes, however many there are before them."""
-
-GOING = (Conv, Sum, BatchNorm, Norm)
-"""What passes may take away."""
 
 
 def lift_held(
@@ -96,8 +93,14 @@ def _ranked(call: Call) -> Any:
     plain = {name: held for name, held in fields.items() if not isinstance(held, Tensor)}
     grouped = isinstance(value, Norm) and value.kind == "group"
     # Of a tensor that goes, a size is read from another one, which has it at that place.
-    sized = isinstance(value, Shape) and isinstance(call.inputs[0].value, GOING)
+    sized = isinstance(value, Shape) and _may_go(call.inputs[0])
     return type(value), plain, reads if grouped or sized else ()
+
+
+def _may_go(call: Call) -> bool:
+    """Whether a pass may take a call away."""
+    value = call.value
+    return value is not INPUT and (not isinstance(value, Opaque) or isinstance(value, Layout))
 
 
 def _summed(call: Call) -> Any:
