@@ -14,8 +14,9 @@ from torch import Tensor, fx
 
 from reparam import known
 from reparam.capture import Capture
+from reparam.facts import TensorFacts
 from reparam.graph import INPUT, Call, ValueGraph
-from reparam.learned import given_facts
+from reparam.learned import Learned, given_facts
 from reparam.lift import lift_graph
 from reparam.operators import Norm
 from reparam.sizes import SymbolTable
@@ -44,7 +45,16 @@ def lift_held(
     untold = [node for node in given if told.get(str(node.target)) != len(given[node].axes)]
     if not untold:
         return held, {**told, **axes}
-    alone = lift_graph(captured)
+    demanded = False
+
+    def enough(learned: Learned) -> bool:
+        nonlocal demanded
+        demanded = all(_complete(learned.get(node)) for node in untold)
+        return demanded
+
+    alone = lift_graph(captured, enough=enough)
+    if demanded:
+        return held, axes
     placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
     inputs = dict(zip(placeholders, _inputs(alone), strict=True))
     ranked = _depending(alone, held, _ranked)
@@ -61,6 +71,10 @@ def lift_held(
                 _assert_floating(captured.graph, node)
     same = len(captured.graph.nodes) == before
     return held if same else lift_graph(captured, example_inputs), axes
+
+
+def _complete(facts: TensorFacts | None) -> bool:
+    return facts is not None and facts.exact and facts.dtype is not None
 
 
 def _inputs(values: ValueGraph) -> list[Call]:

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import fx
@@ -18,6 +18,15 @@ from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Sum
 
 Learned = dict[fx.Node, TensorFacts]
 """Facts of tensors that are known from what reads them, by the call that makes the tensor."""
+
+
+Enough: TypeAlias = Callable[[Learned], bool]
+"""Whether what is learned is all that is asked."""
+
+
+def never(_: Learned) -> bool:
+    """As much as can be."""
+    return False
 
 
 CAT_NAMES = ("cat", "concat", "concatenate")

@@ -21,7 +21,7 @@ from reparam.effects import fenced, out_of_place
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
 from reparam.graph import Call, ValueGraph, removable
-from reparam.learned import Learned, Learner, completed, given_facts, knows_more
+from reparam.learned import Enough, Learned, Learner, completed, given_facts, knows_more, never
 from reparam.lift_functions import Lifted
 from reparam.lift_layouts import layout_module, permutation, rank
 from reparam.lift_modules import CONVS, module_value
@@ -277,12 +277,12 @@ def _path(node: fx.Node) -> str:
     return f"{owner}.{node.name}" if owner else node.name
 
 
-def lift_graph(capture: Capture, example_inputs: Any = None) -> ValueGraph:
+def lift_graph(capture: Capture, example_inputs: Any = None, enough: Enough = never) -> ValueGraph:
     """Transcribe a traced model. Example inputs tell dtypes and numbers of axes, not sizes.
 
     What a call demands of a tensor becomes known only after that tensor was transcribed, so this
-    goes on until nothing more is learned. The rest often follows from what is learned first, so
-    in the first rounds just that is kept.
+    goes on until nothing more is learned, or `enough`. The rest often follows from what is learned
+    first, so in the first rounds just that is kept.
     """
     symbols = SymbolTable()
     fence = fenced(capture)
@@ -292,7 +292,7 @@ def lift_graph(capture: Capture, example_inputs: Any = None) -> ValueGraph:
         before = dict(learned)
         values = _Lifter(capture, fence, constants, learned, symbols).run()
         new = [node for node, facts in learned.items() if before.get(node) != facts]
-        if not new:
+        if not new or enough(learned):
             return values
         if round_ < MOST_ROUNDS:
             first = min(new)
