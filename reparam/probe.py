@@ -6,6 +6,7 @@ call of the same sizes.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import isqrt, prod
 from typing import Any, cast
 
@@ -64,12 +65,7 @@ def probe(
     if len(free) > len(PRIMES[0]):
         return None
 
-    def run(numbers: tuple[int, ...]) -> Any:
-        try:
-            return _run(target, args, kwargs, facts, dict(zip(free, numbers, strict=False)))
-        except Exception:  # whatever it is, nothing is known of the result
-            return None
-
+    run = partial(_run, target, args, kwargs, facts, free)
     # A bound cuts what is larger than it.
     bounds = [abs(number) for number in found((args, kwargs), int)]
     large = primes_above(max(bounds, default=0), len(free))
@@ -138,24 +134,39 @@ def _run(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     facts: Callable[[Any], Facts],
-    numbers: dict[Symbol, int],
+    free: list[Symbol],
+    numbers: tuple[int, ...],
 ) -> Any:
-    """The result on tensors without memory."""
+    """The result on tensors without memory; None if there is none."""
+    example = _Example(facts, dict(zip(free, numbers, strict=False)))
+    try:
+        return _result(target, args, kwargs, example)
+    except Exception:  # whatever it is, nothing is known of the result
+        return None
 
-    def concrete(node: fx.Node) -> Any:
-        given = facts(node)
+
+class _Example:
+    """What stands for calls: tensors without memory, and numbers."""
+
+    def __init__(self, facts: Callable[[Any], Facts], numbers: dict[Symbol, int]) -> None:
+        self.facts, self.numbers = facts, numbers
+
+    def __call__(self, node: fx.Node) -> Any:
+        given = self.facts(node)
         if given is None:
             raise _UnknownError
-        return mapped(given, (TensorFacts, Size), part)
+        return mapped(given, (TensorFacts, Size), self.part)
 
-    def part(fact: TensorFacts | Size) -> Any:
+    def part(self, fact: TensorFacts | Size) -> Any:
         if isinstance(fact, Size):
-            return fact.factor * prod(numbers[symbol] for symbol in fact.symbols)
+            return fact.factor * prod(self.numbers[symbol] for symbol in fact.symbols)
         if not fact.exact:
             raise _UnknownError
-        sizes = [part(size) for size in fact.axes]
+        sizes = [self.part(size) for size in fact.axes]
         return torch.empty(sizes, dtype=fact.dtype or torch.float32, device="meta")
 
+
+def _result(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], concrete: _Example) -> Any:
     args, kwargs = mapped((args, kwargs), fx.Node, concrete)
     args, kwargs = mapped((args, kwargs), Tensor, lambda tensor: tensor.to("meta"))
     with torch.no_grad():
