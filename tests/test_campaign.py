@@ -4,6 +4,8 @@ import pytest
 
 from tests.campaign import SHARD, Shard, fused_by_torch, shard
 
+pytestmark = pytest.mark.usefixtures("without_annotation_checks")
+
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [1000, 1001], ids=["checked", "unchecked"])
