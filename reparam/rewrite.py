@@ -82,8 +82,7 @@ def _check_expression(expression: Any) -> None:
             raise PassError(f"Apply takes a value, not {value!r}")
         if not isinstance(inputs, tuple):
             raise PassError(f"Apply takes a tuple of inputs, not {inputs!r}")
-        plain = not part.options and all(isinstance(each, Call | Apply) for each in inputs)
-        further = inputs if plain else found((inputs, dict(part.options)), (Call, Apply))
+        further = found((inputs, dict(part.options)), (Call, Apply))
         if inputs and not further and not isinstance(value, Opaque):
             raise PassError(f"{value.__name__} is applied to {inputs!r}, among which is no call")
         pending += further
