@@ -26,9 +26,8 @@ def takes_fewer_sizes(maps: Mapping[Call, Iterable[Conv | Sum]], removed: Iterab
         return False
     convolutions = [(x, m) for x, several in maps.items() for m in several if isinstance(m, Conv)]
     axes = {axis for _, map_ in convolutions for axis in range(-map_.n, 0)}
-    return any(
-        _fails(x, map_, axis, _needed(axis, order)) for axis in axes for x, map_ in convolutions
-    )
+    needed = {axis: _needed(axis, order) for axis in axes}
+    return any(_fails(x, map_, axis, needed[axis]) for axis in axes for x, map_ in convolutions)
 
 
 def _needed(axis: int, order: list[Call]) -> dict[Call, int]:

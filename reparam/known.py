@@ -158,15 +158,6 @@ def pooled_axes(target: Any, rank: int) -> int:
     return int(number) if number.isdigit() else rank - 2
 
 
-def acts_on_one(call: Any) -> bool:
-    """Whether a call acts on each element, or each channel, of one tensor, and keeps its sizes.
-
-    The bounds of a clamp may be tensors, with which it is broadcast.
-    """
-    does = kind(call.value.target)
-    return does == "pointwise" or (does == "clamp" and len(call.inputs) == 1)
-
-
 def promotes(target: Any) -> bool:
     """Whether a target makes floating-point numbers of integers."""
     called = type(target).__name__.lower() if isinstance(target, nn.Module) else name(target)

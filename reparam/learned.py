@@ -76,12 +76,23 @@ def refined(
     return TensorFacts(axes, have.exact or len(axes) > len(have.axes), have.dtype or dtype)
 
 
+def _acts_on_one(call: Call) -> bool:
+    """Whether a function acts on each element, or each channel, of one tensor, and keeps its sizes.
+
+    The bounds of a clamp may be tensors, with which it is broadcast.
+    """
+    if not isinstance(call.value, Opaque):
+        return False
+    does = known.kind(call.value.target)
+    return does == "pointwise" or (does == "clamp" and len(call.inputs) == 1)
+
+
 def keeps_axes(call: Call) -> bool:
     """Whether the result has as many axes as the first input."""
     value = call.value
     if isinstance(value, Conv | BatchNorm | ConvTranspose | Pad | Slice | AvgPool):
         return True
-    return isinstance(value, Opaque) and known.acts_on_one(call)
+    return _acts_on_one(call)
 
 
 def keeps_channels(call: Call, n: int) -> bool:
@@ -93,7 +104,7 @@ def keeps_channels(call: Call, n: int) -> bool:
         return value.n <= n  # of an image without a batch, it is another axis that stays
     if isinstance(value, BatchNorm | Norm):
         return True
-    return isinstance(value, Opaque) and known.acts_on_one(call)
+    return _acts_on_one(call)
 
 
 def keeps_dtype(call: Call) -> bool:
@@ -101,7 +112,7 @@ def keeps_dtype(call: Call) -> bool:
     value = call.value
     if isinstance(value, BatchNorm | Norm | Pad | Slice | AvgPool | Layout):
         return True
-    if not isinstance(value, Opaque) or not known.acts_on_one(call) or "dtype" in call.options:
+    if not isinstance(value, Opaque) or not _acts_on_one(call) or "dtype" in call.options:
         return False
     return not known.promotes(value.target) and known.kind(value.target) != "clamp"
 

@@ -84,32 +84,31 @@ def _conv(module: Any, axes: int | None) -> Value:
 
 
 def _batch_norm(module: Any, axes: int | None) -> Value:
-    given: nn.Module = module
-    n = next(n for kind, n in BATCH_NORM_AXES.items() if isinstance(given, kind))
     require(not module.training, "it is in training mode, where it uses the batch's statistics")
-    return batch_norm(
-        module.running_mean,
-        module.running_var,
-        module.weight,
-        module.bias,
-        module.eps,
-        n if n is not None or axes is None else axes - 2,
-    )
+    n = _image_axes(module, BATCH_NORM_AXES)
+    return _by_running_statistics(module, n if n is not None or axes is None else axes - 2)
 
 
 def _instance_norm(module: Any, axes: int | None) -> Value:
     """A batch norm, by running statistics, that takes an image without a batch too."""
-    given: nn.Module = module
-    n = next(n for kind, n in INSTANCE_NORM_AXES.items() if isinstance(given, kind))
     plain = cast("Any", nn.InstanceNorm1d)._apply_instance_norm
     own = cast("Any", type(module))._apply_instance_norm is not plain
     require(not own, f"its class {type(module).__name__} normalizes in a way of its own")
     kept = not module.training and module.track_running_stats
     require(kept, "it uses the statistics of each image")
-    norm = batch_norm(
+    n = _image_axes(module, INSTANCE_NORM_AXES)
+    norm = _by_running_statistics(module, n)
+    return norm if n is not None and axes == n + 2 else batch_norm_affine(norm)
+
+
+def _image_axes(module: nn.Module, axes: Mapping[type[nn.Module], int | None]) -> int | None:
+    return next(n for kind, n in axes.items() if isinstance(module, kind))
+
+
+def _by_running_statistics(module: Any, n: int | None) -> BatchNorm:
+    return batch_norm(
         module.running_mean, module.running_var, module.weight, module.bias, module.eps, n
     )
-    return norm if axes == n + 2 else batch_norm_affine(norm)
 
 
 KINDS: Kinds = {

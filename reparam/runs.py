@@ -47,8 +47,7 @@ def run(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Run:
     Raises:
         VerificationError: if one of them does not run, or if shapes or dtypes differ.
     """
-    # A forward may write to its model, and the model is the user's.
-    outputs = _outputs("the model itself", copy.deepcopy(model), example_inputs)
+    outputs = own_outputs(model, example_inputs)
     with torch.no_grad(), _as_it_was(fused):
         returned = _outputs("the compiled model", fused, example_inputs)
         compiled = _clone(returned)
@@ -94,6 +93,15 @@ def _floating(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def own_outputs(model: nn.Module, inputs: Any) -> Any:
+    """What a copy of a model returns: a forward may write to its model, and that is the user's.
+
+    Raises:
+        VerificationError: if it does not take these inputs.
+    """
+    return _outputs("the model itself", copy.deepcopy(model), inputs)
+
+
 def _outputs(name: str, model: nn.Module, example_inputs: Any) -> Any:
     args, kwargs = split_inputs(example_inputs)
     try:
@@ -108,7 +116,7 @@ def _outputs(name: str, model: nn.Module, example_inputs: Any) -> Any:
 def runs_on(model: nn.Module, inputs: Any) -> bool:
     """Whether a model takes inputs; it may reject variants of what it was given."""
     try:
-        _outputs("the model itself", copy.deepcopy(model), inputs)
+        own_outputs(model, inputs)
     except VerificationError:
         return False
     return True
@@ -161,15 +169,16 @@ class _InFloat64(TorchDispatchMode):
 
 def floats(output: Any) -> list[Tensor]:
     """The floating-point tensors; complex ones as pairs of real numbers."""
-    leaves = [leaf for leaf in _tensors(output) if _floating(leaf)]
+    leaves = [leaf for leaf in tensors(output) if _floating(leaf)]
     return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in leaves]
 
 
 def _shapes(output: Any) -> list[tuple[torch.Size, torch.dtype]]:
-    return [(leaf.shape, leaf.dtype) for leaf in _tensors(output)]
+    return [(leaf.shape, leaf.dtype) for leaf in tensors(output)]
 
 
-def _tensors(output: Any) -> list[Tensor]:
+def tensors(output: Any) -> list[Tensor]:
+    """The tensors in a result or among inputs, one after the other."""
     return [leaf for leaf in _leaves(output) if isinstance(leaf, Tensor)]
 
 

@@ -73,7 +73,8 @@ def window(operands: Operands) -> Window:
         seen.add(part)
         linear &= isinstance(part.value, Conv | BatchNorm | Sum)
         far, step = _view(part)
-        longest, stride = max(longest, min(far, FARTHEST)), max(stride, step)
+        longest = max(longest, min(far, FARTHEST) if _given(part) else far)
+        stride = max(stride, step)
         if isinstance(part.value, Conv) and not part.value.pointwise:
             kernels[type(part)].append(_span(part.value))
         pending.extend(_read(part, operands))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from reparam import known
+from reparam.report import count
 
 
 def operators(fused: fx.GraphModule) -> Counter[str]:
@@ -14,16 +14,7 @@ def operators(fused: fx.GraphModule) -> Counter[str]:
 
     What only asserts how many axes an input has is none.
     """
-    names: Counter[str] = Counter()
-    asserting = known.asserted(fused.graph)
-    for node in fused.graph.nodes:
-        if node in asserting:
-            continue
-        if node.op == "call_module":
-            names[type(fused.get_submodule(str(node.target))).__name__] += 1
-        elif node.op in ("call_function", "call_method"):
-            names[getattr(node.target, "__name__", str(node.target))] += 1
-    return names
+    return Counter(count(fused, fused.graph, fused.get_submodule).operators)
 
 
 def storages(model: nn.Module) -> set[int]:

@@ -9,12 +9,13 @@ from torch import fx, nn
 
 from reparam.capture import modules_of
 from reparam.compiler import compile as compile_model
-from reparam.errors import ReparamError, first_line
+from reparam.errors import ReparamError, VerificationError, first_line
 from reparam.pipelines import Pass
 from reparam.report import Report, report
 from reparam.rewrite import Rewrite
+from reparam.runs import own_outputs
 from reparam.testing.arguments import checked_inputs, checked_model, checked_pass
-from reparam.testing.equivalence import difference, outputs, require_compared
+from reparam.testing.equivalence import described, difference, require_compared
 from reparam.testing.failures import CheckFailed, went_wrong
 from reparam.testing.sameness import State, same, shared_memory
 from reparam.testing.watch import Watch
@@ -71,7 +72,11 @@ def check_model(
     """
     checked_pass(rule)
     checked_model("model", model)
-    outputs(model, checked_inputs(inputs)[0])
+    first = checked_inputs(inputs)[0]
+    try:
+        own_outputs(model, first)
+    except VerificationError as error:
+        raise CheckFailed(f"on {described(first)}: {error}") from error
     outcome = outcome_on(rule, model, inputs, given=given, prove=prove)
     require_compared(model, inputs)
     return outcome

@@ -13,10 +13,12 @@ from reparam.algebra import exact, respond
 from reparam.capture import capture
 from reparam.check import check
 from reparam.errors import Declined, Rejected
+from reparam.evaluation import Operands
 from reparam.graph import Apply, Call
 from reparam.lift import lift_graph
 from reparam.values import Conv, Opaque, Value
 from reparam.verify import EXACT
+from reparam.window import window
 from tests.randomised import randomised
 from tests.strategies import drawn
 
@@ -172,3 +174,18 @@ def test_a_module_that_works_in_place_does_not_change_what_is_drawn(
     report = reparam.report(reparam.compile(model.eval(), passes=(drop_activation,)))
     assert report.applied == ()
     assert any("differs by" in remark.message for remark in report.missed)
+
+
+def test_a_kernel_is_seen_however_long_it_is() -> None:
+    """Only what is tried of functions for the numbers that they are given has an end."""
+    call = conv(padding=25, kernel=51)
+    seen = window(Operands.of(changed(call, replace)))
+    assert seen.reach == 51
+    with pytest.raises(Rejected):
+        check(changed(call, lambda value: replace(value, weight=_without_the_last_tap(value))))
+
+
+def _without_the_last_tap(value: Conv) -> Tensor:
+    weight = value.weight.clone()
+    weight[..., -1, -1] = 0
+    return weight

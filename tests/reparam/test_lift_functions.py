@@ -216,7 +216,7 @@ def test_instance_norm_by_statistics_of_each_image(change: dict[str, bool]) -> N
 
 def test_an_instance_norm_that_normalizes_in_a_way_of_its_own() -> None:
     class Doubled(nn.InstanceNorm2d):
-        def _apply_instance_norm(self, x: Tensor) -> Tensor:  # pyright: ignore
+        def _apply_instance_norm(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
             return super()._apply_instance_norm(x) * 2
 
     norm = Doubled(4, track_running_stats=True)

@@ -1,6 +1,7 @@
 """Assertions about models."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,6 +13,13 @@ from reparam.testing.equivalence import difference
 from tests.testing import wrong_passes as wrong
 
 X = torch.randn(2, 3, 6, 5)
+
+
+@dataclass
+class Result:
+    """A result that pytree knows nothing of."""
+
+    y: torch.Tensor
 
 
 def net() -> nn.Module:
@@ -86,3 +94,28 @@ def test_integers_are_held_against_a_model() -> None:
     with pytest.raises(CheckFailed, match=r"100% of the integers in a result differ"):
         assert_equivalent(Largest(), Smallest(), X)
     assert "100% of the integers" in str(difference(Largest(), Smallest(), (X,)))
+
+
+def test_results_of_integers_or_in_dataclasses_are_compared() -> None:
+    """Nothing of integers alone is bad luck; roundings are measured on what a dataclass holds."""
+
+    class Largest(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.argmax(1)
+
+    class Smallest(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.argmin(1)
+
+    assert "DIFFERENT" in str(difference(Largest(), Smallest(), (X,)))
+
+    class Held(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: torch.Tensor) -> Result:
+            return Result(x * self.factor)
+
+    assert difference(Held(1.1), Held(1.1 + 1e-7), (X,)) is None
+    assert difference(Held(1.1), Held(1.101), (X,)) is not None
