@@ -56,6 +56,15 @@ class Source:
     inputs: tuple[fx.Node, ...]
 
 
+def path_of(node: fx.Node) -> str:
+    """Where the call stands in the model, for names and remarks."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack")
+    owner = next(reversed(stack.values()))[0] if stack else ""
+    return f"{owner}.{node.name}" if owner else node.name
+
+
 def modules_of(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Every module with its path, the model itself first."""
     return model.named_modules()
@@ -133,6 +142,9 @@ def capture(
         UntracedError: if its own forward can't be traced.
     """
     check_mode(model)
+    own: Any = type(model).__call__
+    if own is not nn.Module.__call__ and not isinstance(model, fx.GraphModule):
+        raise UntracedError(type(model).__name__, "its class has a __call__ of its own")
     args, kwargs = split_inputs(() if example_inputs is None else example_inputs)
     tensors, others = split_constants(model, constants or {})
     parameters = inspect.signature(getattr(model, method)).parameters

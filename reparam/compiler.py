@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from reparam.account import Work, account
 from reparam.block import Block, Options
 from reparam.bound import Bound, Entry
 from reparam.capture import checked
@@ -18,7 +19,7 @@ from reparam.driver import Listener, Verify
 from reparam.errors import CaptureError, PassError, ReparamError
 from reparam.interface import add_methods
 from reparam.pipelines import Pass, default_passes
-from reparam.report import Remark, Report, Verification, attach, report
+from reparam.report import Remark, Report, attach, report
 from reparam.rewrite import Rewrite
 from reparam.verify import verify as verify_models
 from reparam.wrappers import materialised, unwrapped
@@ -64,7 +65,7 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
         PassError: if something among `passes` is no pass.
         VerificationError: if the whole result differs from the model.
     """
-    chosen = _checked_passes(passes)
+    chosen = checked_passes(passes)
     if verify not in (True, False, "proof"):
         raise ReparamError(f'verify is True, False or "proof", not {verify!r}')
     given = weakref.ref(checked(model))
@@ -155,7 +156,10 @@ def _compiled(
         added[method] = cast("fx.GraphModule", entry.fused)
     if isinstance(fused, fx.GraphModule):
         add_methods(fused, added)
-    attach(fused, _report(block, verify, whole, time.perf_counter() - begun))
+    work = Work(
+        block.remarks, block.before, block.after, block.unchecked, block.seconds_proving, block.axes
+    )
+    attach(fused, account(work, verify, whole, time.perf_counter() - begun))
     return fused
 
 
@@ -174,7 +178,7 @@ def _uncollected() -> Generator[None]:
             gc.enable()
 
 
-def _checked_passes(passes: Any) -> tuple[Pass, ...]:
+def checked_passes(passes: Any) -> tuple[Pass, ...]:
     """The passes as a tuple.
 
     Raises:
@@ -208,29 +212,3 @@ def _verified(model: nn.Module, fused: nn.Module, example_inputs: Any) -> str:
     equivalence = verify_models(model, fused, example_inputs)
     equivalence.raise_if_different()
     return str(equivalence)
-
-
-def _report(block: Block, verify: Verify, whole: str | None, seconds: float) -> Report:
-    by_kind = {
-        kind: tuple(remark for remark in block.remarks if remark.kind == kind)
-        for kind in ("applied", "missed", "analysis")
-    }
-    applied = by_kind["applied"]
-    errors = [remark.error for remark in applied if remark.error is not None]
-    proven = [remark for remark in applied if remark.proof is not None and remark.proof.proven]
-    mode = "proof" if verify == "proof" else "float64"
-    return Report(
-        **by_kind,
-        before=block.before,
-        after=block.after,
-        verification=Verification(
-            mode if verify and not block.unchecked else "unverified",
-            len(errors),
-            max(errors, default=0.0),
-            whole,
-            len(proven),
-            seconds if mode == "proof" else 0.0,
-            block.seconds_proving,
-        ),
-        axes=block.axes,
-    )

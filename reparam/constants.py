@@ -22,7 +22,7 @@ DISCRETE = {
     "round", "floor", "ceil", "trunc", "frac", "sign", "sgn", "heaviside", "remainder", "fmod",
     "floor_divide", "eq", "ne", "lt", "le", "gt", "ge", "argmax", "argmin", "argsort", "sort",
     "topk", "kthvalue", "median", "mode", "unique", "_unique2", "bucketize", "searchsorted",
-    "isclose", "nonzero",
+    "isclose", "nonzero", "nextafter", "threshold", "hardshrink",
 }  # fmt: skip
 """Operators of torch's that jump: what they make in float64 may be another thing."""
 
@@ -41,7 +41,11 @@ class _PureCalls(TorchDispatchMode):
             raise _ImpureError(str(func))
         result = func(*args, **(kwargs or {}))
         integral = isinstance(result, Tensor) and not result.is_floating_point()
-        self.discrete |= integral or func.overloadpacket.__name__ in DISCRETE
+        name = func.overloadpacket.__name__
+        jumps = name in DISCRETE or name.startswith("fake_quantize")
+        options: dict[str, Any] = kwargs or {}
+        rounds = options.get("rounding_mode") is not None
+        self.discrete |= integral or jumps or rounds
         return result
 
 

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from reparam import known
 from reparam.capture import Capture
@@ -12,18 +12,17 @@ from reparam.capture import Capture
 CASTS = {
     "half": torch.float16, "float": torch.float32, "double": torch.float64,
     "bfloat16": torch.bfloat16, "int": torch.int32, "long": torch.int64, "bool": torch.bool,
-    "argmax": torch.int64, "argmin": torch.int64, **dict.fromkeys(known.COMPARISONS, torch.bool),
+    "argmax": torch.int64, "argmin": torch.int64, **dict.fromkeys(known.TRUTHS, torch.bool),
 }  # fmt: skip
 """What calls of these names return, whatever they are given."""
 
 
 def dtypes_of(capture: Capture) -> dict[fx.Node, torch.dtype | None]:
-    """The dtype of each result, inputs being of that of the weights; None where it is not told."""
-    floats = [tensor.dtype for tensor in capture.root.parameters() if tensor.is_floating_point()]
+    """The dtype of each result; None where it is not told. Of inputs, what reads them tells it."""
     dtypes: dict[fx.Node, torch.dtype | None] = {}
     for node in capture.graph.nodes:
         if node.op == "placeholder":
-            dtypes[node] = floats[0] if floats else torch.get_default_dtype()
+            dtypes[node] = _demanded(node, capture)
         elif node.op in ("get_attr", "call_module"):
             content = capture.attribute(str(node.target))
             own = [content] if isinstance(content, Tensor) else []
@@ -32,6 +31,14 @@ def dtypes_of(capture: Capture) -> dict[fx.Node, torch.dtype | None]:
         else:
             dtypes[node] = _of_call(node, dtypes)
     return dtypes
+
+
+def _demanded(node: fx.Node, capture: Capture) -> torch.dtype | None:
+    """The dtype of an input that a layer reads: it has to be that of its weights."""
+    called = (str(user.target) for user in node.users if user.op == "call_module")
+    layers = (capture.attribute(path) for path in called if path not in capture.untraced)
+    read = (layer.weight for layer in layers if isinstance(layer, nn.Linear | known.CONV_BASE))
+    return next((weight.dtype for weight in read if isinstance(weight, Tensor)), None)
 
 
 def _of_call(node: fx.Node, dtypes: dict[fx.Node, torch.dtype | None]) -> torch.dtype | None:
@@ -46,8 +53,9 @@ def _of_call(node: fx.Node, dtypes: dict[fx.Node, torch.dtype | None]) -> torch.
             return argument
         if isinstance(argument, fx.Node):  # a tensor, or what was asked of one: its dtype
             return dtypes.get(argument)
-    if known.writes(node) and isinstance(node.args[0], fx.Node):
-        return dtypes.get(node.args[0])
+    written = next(iter(node.args), None)
+    if known.writes(node) and isinstance(written, fx.Node):
+        return dtypes.get(written)
     return _common(node, dtypes)
 
 

@@ -5,7 +5,7 @@ the caller nor the model holds it. Otherwise every call that touches the tensor 
 its form. What nobody here knows may write to whatever it is given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -66,14 +66,15 @@ def fenced(capture: Capture) -> set[fx.Node]:
     modules = {node.target for node in open_writes if node.op == "call_module"}
     open_writes |= {n for n in written if n.op == "call_module" and n.target in modules}
     fence = set(open_writes)
-    held: set[int] = set()
+    held = _kept_writable(nodes, capture)
     for node in open_writes:
         shared, _ = aliases[node]
         users = {user for alias in shared for user in alias.users}
         fence |= users | {
             alias for alias in shared if not _may_be_rewritten(alias, shared, capture)
         }
-        held |= {id(capture.attribute(str(a.target))) for a in shared if a.op == "get_attr"}
+        attributes = (capture.attribute(str(a.target)) for a in shared if a.op == "get_attr")
+        held |= {_place(content): None for content in attributes}
     fence |= _owners(held, capture)
     return {node for node in fence if node.op not in ("placeholder", "get_attr", "output")}
 
@@ -90,10 +91,11 @@ def _has_twin(
         return _is_torchs_own(node, capture) or all(map(depends_on_inputs, shared))
     plain, options = out_of_place(node)
     name = plain if isinstance(plain, str) else plain.__name__
-    if name in known.COMPARISONS or name.startswith(("logical", "bitwise")):
+    if name in known.TRUTHS or name.startswith(("logical", "bitwise")):
         return False
     given = {dtypes[source] for source in node.all_input_nodes}
-    if len([dtype for dtype in given if dtype is None or dtype.is_floating_point]) > 1:
+    floating = [dtype for dtype in given if dtype is None or dtype.is_floating_point]
+    if len(floating) > 1 or (not floating and len(given) > 1):
         return False
     if plain is name:
         return callable(getattr(Tensor, name, None))
@@ -148,17 +150,38 @@ def _may_be_rewritten(node: fx.Node, shared: set[fx.Node], capture: Capture) -> 
     return shared.isdisjoint(node.all_input_nodes) and depends_on_inputs(node)
 
 
-def _owners(held: set[int], capture: Capture) -> set[fx.Node]:
-    """The calls that read a parameter or buffer that is written to, by whatever path."""
+def _kept_writable(nodes: Iterable[fx.Node], capture: Capture) -> dict[Any, nn.Module | None]:
+    """The memory that modules which stay whole keep, and may write to, with the module."""
+    whole = {str(n.target) for n in nodes if n.op == "call_module"} & capture.untraced.keys()
+    modules = map(capture.attribute, whole)
+    return {_place(tensor): module for module in modules for tensor in _own_tensors(module)}
+
+
+def _own_tensors(module: nn.Module) -> tuple[Tensor, ...]:
+    return (*module.parameters(), *module.buffers())
+
+
+def _place(content: Any) -> Any:
+    """What tells the memory of a tensor from that of others."""
+    on_meta = not isinstance(content, Tensor) or content.is_meta or not content.numel()
+    return id(content) if on_meta else content.untyped_storage().data_ptr()
+
+
+def _owners(held: Mapping[Any, nn.Module | None], capture: Capture) -> set[fx.Node]:
+    """The calls that read a parameter or buffer that is written to, by whatever path.
+
+    A module that alone may write to what it keeps is none of them.
+    """
     if not held:
         return set()
     found: set[fx.Node] = set()
     for node in capture.graph.nodes:
         if node.op == "call_module":
             module = capture.attribute(str(node.target))
-            if any(id(tensor) in held for tensor in (*module.parameters(), *module.buffers())):
+            places = map(_place, _own_tensors(module))
+            if any(held.get(place, module) is not module for place in places):
                 found.add(node)
-        elif node.op == "get_attr" and id(capture.attribute(str(node.target))) in held:
+        elif node.op == "get_attr" and _place(capture.attribute(str(node.target))) in held:
             found |= {node, *node.users}
     return found
 
@@ -175,10 +198,10 @@ def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
         return _read(node)[:1] if known.writes(node) else []
     if node.op != "call_function":
         return []
-    if node.target is pad_with or isinstance(node.target, type):
+    if node.target is pad_with or isinstance(node.target, type | known.PureFunction):
         return []  # to make a dictionary or a dataclass of tensors writes to none
     if known.writes(node):
-        several = "out" in node.kwargs or not isinstance(node.args[0], fx.Node)
+        several = "out" in node.kwargs or not isinstance(next(iter(node.args), None), fx.Node)
         return _read(node) if several else _read(node)[:1]
     home = getattr(node.target, "__module__", None) or ""
     foreign = known.name(node.target) is None and not home.startswith(
@@ -227,21 +250,29 @@ def _aliases(
         if node.op in ("placeholder", "get_attr"):
             content = capture.attribute(str(node.target)) if node.op == "get_attr" else None
             foreign |= content is None or isinstance(content, Tensor)
-            # Tensors of the model are looked at one by one; all that share one come by identity.
+            # A caller may give one tensor twice; a model may keep views of one tensor.
+            pending.extend(_held_alike(node, content, capture))
         pending.extend(_shared(node, capture))
         pending.extend(user for user in node.users if node in _shared(user, capture))
     return found, foreign
 
 
+def _held_alike(node: fx.Node, content: Any, capture: Capture) -> Iterator[fx.Node]:
+    """The inputs, or the attributes of the model, that may lie in the memory of one of them."""
+    for other in capture.graph.find_nodes(op=node.op):
+        if content is None or _place(capture.attribute(str(other.target))) == _place(content):
+            yield other
+
+
 def _shared(node: fx.Node, capture: Capture) -> list[fx.Node]:
     """The inputs that a call's result may share memory with."""
-    if _fresh(node, capture):
+    if fresh_result(node, capture):
         return []
     inputs = node.all_input_nodes
     return inputs[:1] if node.op != "call_module" and known.writes(node) else inputs
 
 
-def _fresh(node: fx.Node, capture: Capture) -> bool:
+def fresh_result(node: fx.Node, capture: Capture) -> bool:
     """Whether a call's result is known to be new memory."""
     if node.op == "output" or _is_size(node):
         return True

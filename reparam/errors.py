@@ -41,6 +41,10 @@ class ExportError(ReparamError):
     """A file could not be written, or the file does not compute what the model computes."""
 
 
+class OnnxError(ReparamError):
+    """An ONNX file could not be read, or is none, or can't be compiled."""
+
+
 class MissingExtraError(ReparamError):
     """An optional dependency is not installed."""
 

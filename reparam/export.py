@@ -91,7 +91,7 @@ def export_onnx(
     newest: int = extra("onnx").defs.onnx_opset_version()
     if not LOWEST_OPSET <= opset <= newest:
         raise ExportError(f"opset is {opset}: give one from {LOWEST_OPSET} to {newest}")
-    target = _target(path)
+    target = target_file(path)
     model = FlatModel(fused, example_inputs)
     try:
         with tempfile.TemporaryDirectory(prefix=".reparam-", dir=target.parent) as folder, quiet():
@@ -127,7 +127,7 @@ def _export(model: FlatModel, target: Path, folder: Path, opset: int, dynamic: b
         remarks=_remarks(model, found, reasons if dynamic else None),
         bytes=sum(file.stat().st_size for file in files),
     )
-    _publish(files, target, folder)
+    publish(files, target, folder)
     return result
 
 
@@ -151,7 +151,7 @@ def _by_input(model: FlatModel, found: Draft) -> dict[str, dict[int, str]]:
     return dynamic
 
 
-def _target(path: str | os.PathLike[str]) -> Path:
+def target_file(path: str | os.PathLike[str]) -> Path:
     """The file to write, links followed.
 
     Raises:
@@ -172,7 +172,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _publish(files: list[Path], target: Path, folder: Path) -> None:
+def publish(files: list[Path], target: Path, folder: Path) -> None:
     """Move files into place, the model last; if one can't be moved, all is as it was."""
     *weights, model = files
     kept: list[tuple[Path, Path]] = []

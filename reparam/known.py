@@ -40,6 +40,15 @@ ELEMENTWISE_NAMES = {
 
 COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 
+TRUTHS = COMPARISONS | {"not_equal", "less", "less_equal", "greater", "greater_equal"}
+"""What returns truths, by all its names."""
+
+RESIZING = {
+    "as_strided_", "resize_", "resize_as_", "set_", "squeeze_", "swapaxes_", "swapdims_", "t_",
+    "transpose_", "unsqueeze_",
+}  # fmt: skip
+"""What gives a tensor other sizes in place."""
+
 INPLACE_OPERATORS = {
     "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior",
     "ixor", "ilshift", "irshift",
@@ -106,6 +115,10 @@ SAME_RANK = f"{HELD} have as many axes as the example inputs"
 SAME_KIND = f"{HELD} are of floating-point numbers, as the example inputs"
 
 MODULES_WITH_FUNCTIONS: tuple[Any, ...] = (operator, torch, F, TORCH._C._nn)
+
+
+class PureFunction:
+    """A function that has no effect, and gives a new tensor, though it is not torch's."""
 
 
 def hooked(module: Any) -> bool:
@@ -201,6 +214,11 @@ def name(target: Any) -> str | None:
     return target.__name__ if own else None
 
 
+def multiplies(node: fx.Node) -> bool:
+    """Whether a call is arithmetic, not a layer."""
+    return node.op != "call_module" and kind(node.target) == "elementwise"
+
+
 def writes(node: fx.Node) -> bool:
     """Whether a call of a function or method says that it writes to its first argument."""
     if node.kwargs.get("inplace") is True or "out" in node.kwargs:
@@ -231,6 +249,8 @@ def reshaped(target: Any, axes: tuple[Size, ...], sizes: list[Any]) -> tuple[Siz
         return (*axes[:first], product(axes[first : last + 1]), *axes[last + 1 :])
     if called == "unflatten":
         axis = cast("int", sizes[0])
+        if not isinstance(sizes[1], tuple | list):
+            return None
         new = _fill(axes[axis], list(cast("tuple[Any, ...]", sizes[1])))
         return None if new is None else (*axes[: axis % rank], *new, *axes[axis % rank + 1 :])
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):

@@ -1,8 +1,8 @@
 """What is learned of a tensor from the calls that read it, where its maker does not tell."""
 
 import operator
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -18,6 +18,18 @@ from reparam.values import BatchNorm, Conv, Layout, Opaque, Shape, Sum
 
 Learned = dict[fx.Node, TensorFacts]
 """Facts of tensors that are known from what reads them, by the call that makes the tensor."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of tensors before anything is transcribed, and the symbols of their sizes."""
+
+    symbols: SymbolTable = field(default_factory=SymbolTable)
+    learned: Mapping[fx.Node, TensorFacts] = field(default_factory=dict[fx.Node, TensorFacts])
+
+    def and_examples(self, graph: fx.Graph, example_inputs: Any) -> Learned:
+        """The same, with what example inputs tell of a graph's."""
+        return {**self.learned, **given_facts(graph, example_inputs, self.symbols)}
 
 
 Enough: TypeAlias = Callable[[Learned], bool]

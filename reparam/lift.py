@@ -15,13 +15,13 @@ from torch import fx, nn
 
 from reparam import known, lift_functions, lift_layouts, lift_modules, lift_operators
 from reparam.arguments import found, mapped
-from reparam.capture import Capture, Source
+from reparam.capture import Capture, Source, path_of
 from reparam.constants import Constants
 from reparam.effects import fenced, out_of_place
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
 from reparam.graph import Call, ValueGraph, removable
-from reparam.learned import Enough, Learned, Learner, completed, given_facts, knows_more, never
+from reparam.learned import Enough, Learned, Learner, Told, completed, knows_more, never
 from reparam.lift_functions import Lifted
 from reparam.lift_layouts import layout_module, permutation, rank
 from reparam.lift_modules import CONVS, module_value
@@ -100,7 +100,7 @@ class _Lifter:
         if node not in self.lifted:
             if node.op == "get_attr":
                 content = self.capture.attribute(str(node.target))
-                self._add(node, Constant(content), (), {}, Source(node, ()), str(node.target))
+                self._add(node, Constant(content), (), {}, Source(node, ()), path=str(node.target))
             else:
                 self._opaque(node, None, constant=True)
         return self.lifted[node]
@@ -138,8 +138,7 @@ class _Lifter:
                 self.learner.demand(args[0], behind, value.channels)
         rewritten = isinstance(value, Layout) and "mean" not in value.kind
         plain = rewritten or node.target is pad_with
-        source = None if plain else Source(node, inputs)
-        self._add(node, value, self._mapped(args), {}, source)
+        self._add(node, value, self._mapped(args), {}, Source(node, inputs), plain)
 
     def _add(
         self,
@@ -147,22 +146,25 @@ class _Lifter:
         value: Value,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        source: Source | None,
+        source: Source,
+        plain: bool = False,
         path: str | None = None,
     ) -> None:
+        """Add a call; what is `plain` is written anew, as torch writes such values."""
         call = self.values.apply(value, args, kwargs, node.name)
         if node in self.learned and knows_more(self.learned[node], call.shape):
             call.node.meta["facts"] = self.learned[node]
         elif isinstance(value, Conv) and value.affine and call.shape and call.shape.dtype:
             call.node.meta["facts"] = replace(call.shape, dtype=self._promoted(node))
-        call.node.meta["path"] = path or _path(node)
-        call.node.meta["source"] = source
+        call.node.meta["path"] = path or path_of(node)
+        call.node.meta["traced"] = source
+        call.node.meta["source"] = None if plain else source
         call.node.meta["constant_operations"] = (
-            0 if source is None else self.constants.operations(node, source.inputs)
+            0 if plain else self.constants.operations(node, source.inputs)
         )
         call.node.meta["module"] = node.op == "call_module"
         call.node.meta["traits"] = traits(
-            self._tensors(node), isinstance(value, Conv) and not _multiplies(node)
+            self._tensors(node), isinstance(value, Conv) and not known.multiplies(node)
         )
         self.lifted[node] = call.node
 
@@ -205,7 +207,8 @@ class _Lifter:
             pinned=pinned,
             pure=constant or (not pinned and known.pure(module if module is not None else target)),
         )
-        self._add(node, value, self._mapped(node.args), self._mapped(kwargs), None)
+        source = Source(node, tuple(found((node.args, kwargs), fx.Node)))
+        self._add(node, value, self._mapped(node.args), self._mapped(kwargs), source, plain=True)
 
     def _rule(self, node: fx.Node) -> Lifted | None:
         if node.op == "call_module":
@@ -223,7 +226,7 @@ class _Lifter:
             return None if layout is None else (layout, node.args)
         if name not in RULES:
             return None
-        names = ARGUMENTS[name]
+        names = ARGUMENTS.get(target) or ARGUMENTS[name]
         return RULES[name](self, dict(zip(names, node.args, strict=False)) | options)
 
     def _reshape(self, node: fx.Node) -> Lifted | None:
@@ -263,34 +266,25 @@ class _Lifter:
         return self.constants.dtype(weight)
 
 
-def _multiplies(node: fx.Node) -> bool:
-    """Whether a call is arithmetic, not a layer."""
-    return node.op != "call_module" and known.kind(node.target) == "elementwise"
-
-
-def _path(node: fx.Node) -> str:
-    """Where the call stands in the model, for names and remarks."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = node.meta.get("nn_module_stack")
-    owner = next(reversed(stack.values()))[0] if stack else ""
-    return f"{owner}.{node.name}" if owner else node.name
-
-
-def lift_graph(capture: Capture, example_inputs: Any = None, enough: Enough = never) -> ValueGraph:
+def lift_graph(
+    capture: Capture,
+    example_inputs: Any = None,
+    enough: Enough = never,
+    told: Told | None = None,
+) -> ValueGraph:
     """Transcribe a traced model. Example inputs tell dtypes and numbers of axes, not sizes.
 
-    What a call demands of a tensor becomes known only after that tensor was transcribed, so this
-    goes on until nothing more is learned, or `enough`. The rest often follows from what is learned
-    first, so in the first rounds just that is kept.
+    More may be `told`. What a call demands of a tensor becomes known only after that tensor was
+    transcribed, so this goes on until nothing more is learned, or `enough`. The rest often follows
+    from what is learned first, so in the first rounds just that is kept.
     """
-    symbols = SymbolTable()
+    told = told or Told()
     fence = fenced(capture)
     constants = Constants(capture, fence)
-    learned = given_facts(capture.graph, example_inputs, symbols)
+    learned = told.and_examples(capture.graph, example_inputs)
     for round_ in itertools.count():
         before = dict(learned)
-        values = _Lifter(capture, fence, constants, learned, symbols).run()
+        values = _Lifter(capture, fence, constants, learned, told.symbols).run()
         new = [node for node, facts in learned.items() if before.get(node) != facts]
         if not new or enough(learned):
             return values

@@ -34,7 +34,7 @@ class Context(Protocol):
 Lifted: TypeAlias = tuple[Value, tuple[Any, ...]]
 Rule: TypeAlias = Callable[[Context, dict[str, Any]], Lifted | None]
 
-ARGUMENTS: dict[str, tuple[str, ...]] = {
+ARGUMENTS: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys(
         (
             *("add", "sub", "subtract", "rsub", "mul", "multiply"),
@@ -57,6 +57,17 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
         "training",
         "momentum",
         "eps",
+    ),
+    torch.batch_norm: (  # not in the order of the other one
+        "input",
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        "training",
+        "momentum",
+        "eps",
+        "cudnn_enabled",
     ),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), ("input", "p", "training")),
     "getattr": ("input", "name"),
@@ -208,6 +219,8 @@ def _neg(context: Context, a: dict[str, Any]) -> Lifted | None:
 
 def _conv(context: Context, a: dict[str, Any]) -> Lifted | None:
     weight, bias = context.constant(a["weight"]), context.constant(a.get("bias"))
+    if isinstance(weight, Tensor) and weight.ndim < 2:
+        return None  # a product of vectors
     if weight is None or (bias is None and a.get("bias") is not None):
         raise Declined("its weight is computed from the input")
     options = (a.get("stride", 1), a.get("padding", 0), a.get("dilation", 1), a.get("groups", 1))

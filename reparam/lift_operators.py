@@ -102,7 +102,7 @@ def pad_with(x: Tensor, padding: Any, border: Tensor) -> Tensor:
         padding: before and after each of the last two axes.
         border: as many numbers as there are channels, or one.
     """
-    constant = border.flatten().expand(x.shape[-3])
+    constant = border.flatten().expand(x.shape[-3]).to(x.dtype)  # as an assignment casts it
     return continued(x, padding, "zeros", constant)
 
 

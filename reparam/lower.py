@@ -4,6 +4,7 @@ A call that no pass touched keeps its module, on a copy; new values become torch
 plain calls. Nothing of the original is shared.
 """
 
+import functools
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from reparam.capture import Capture, Source
 from reparam.effects import out_of_place
 from reparam.graph import Call, ValueGraph
 from reparam.lower_operators import (
+    batch_norm_module,
     blank,
     copied,
     operator_module,
@@ -27,11 +29,11 @@ from reparam.lower_operators import (
 )
 from reparam.operators import Cat, Operator, Pad, Slice
 from reparam.paths import Paths, allowed, module_at
+from reparam.strides import Strides
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
 from reparam.wrappers import duplicate
 
 MODULES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class _Lowerer:
@@ -48,6 +50,7 @@ class _Lowerer:
         self.sources: dict[fx.Node, fx.Node] = {}
         self.transient: list[str] = []
         self.training: list[str] = []
+        self.strides = Strides(capture)
         self.paths = Paths(path for call in values.calls() for path in _own_paths(call))
 
     def run(self) -> fx.GraphModule:
@@ -55,7 +58,7 @@ class _Lowerer:
             if node.op == "placeholder":
                 self.lowered[node] = self.graph.node_copy(node)
             elif node.op == "output":
-                self.graph.node_copy(node, self._returned)
+                self._output(node)
             elif not isinstance(Call(node).value, Shape):
                 self._node(node)
         self.graph.lint()
@@ -66,14 +69,21 @@ class _Lowerer:
     def _node(self, node: fx.Node) -> Any:
         """The node that another has become. Sizes are read where they are used, as a trace does."""
         if node not in self.lowered:
+            self.strides.note(Call(node))
             self.lowered[node] = self._call(Call(node))
             if not self.keep:
                 self.values.forget(node)
         return self.lowered[node]
 
-    def _returned(self, node: fx.Node) -> Any:
+    def _output(self, output: fx.Node) -> None:
+        loose = self.strides.returned(output)
+        self.graph.node_copy(output, lambda node: self._returned(node, node in loose))
+
+    def _returned(self, node: fx.Node, loose: bool) -> Any:
         """A result of the model; of what was computed once for all, whoever calls gets a copy."""
         lowered = self._node(node)
+        if loose:
+            return self.graph.call_method("contiguous", (lowered,))
         constant = isinstance(lowered, fx.Node) and lowered.op == "get_attr"
         if not constant or isinstance(node.meta.get("source"), Source):
             return lowered
@@ -113,7 +123,7 @@ class _Lowerer:
                     "size", (inputs[0][0], *(() if axis is None else (axis,)))
                 )
             case Opaque():
-                return self._opaque(value, *inputs)
+                return self._opaque(call, value, *inputs)
             case _:
                 return self.graph.call_function(value, *inputs)
 
@@ -156,9 +166,9 @@ class _Lowerer:
                 self.transient.append(kept)
         return kept
 
-    def _opaque(self, value: Opaque, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    def _opaque(self, call: Call, value: Opaque, args: Any, kwargs: Any) -> fx.Node:
         if isinstance(value.target, str):
-            return self.graph.call_method(value.target, args, kwargs)
+            return self.graph.call_method(self.strides.method(call, value.target), args, kwargs)
         if isinstance(value.target, nn.Module):
             assert value.path is not None, "a module has a place in the model"
             path = self._keep(value.path, as_it_is=value.pinned)
@@ -214,16 +224,7 @@ class _Lowerer:
         return x
 
     def _batch_norm(self, call: Call, norm: BatchNorm, x: fx.Node) -> fx.Node:
-        name = self.paths.fresh(call.name)
-        dtype = call.shape.dtype if call.shape else None
-        module: Any = blank(BATCH_NORMS[norm.n or 0], norm.mean.numel(), norm.eps)
-        module.running_mean = norm.mean.detach().to(dtype or norm.mean.dtype).clone()
-        module.running_var = norm.variance.detach().to(dtype or norm.variance.dtype).clone()
-        module.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=norm.mean.device)
-        gamma = torch.ones_like(norm.mean) if norm.weight is None else norm.weight
-        beta = torch.zeros_like(norm.mean) if norm.bias is None else norm.bias
-        module.weight, module.bias = (parameter(p, dtype, call) for p in (gamma, beta))
-        self._hold(name, module)
+        self._hold(name := self.paths.fresh(call.name), batch_norm_module(norm, call))
         return self.graph.call_module(name, (x,))
 
     def _operator(self, call: Call, value: Operator, inputs: tuple[fx.Node, ...]) -> fx.Node:
@@ -232,9 +233,8 @@ class _Lowerer:
         name = self.paths.fresh(call.name)
         if isinstance(value, Cat | Pad | Slice):
             border = f"{name}_border"
-            return write_operator(
-                self.graph, value, inputs, lambda content: self._buffer(border, content, dtype)
-            )
+            hold = functools.partial(self._buffer, border, dtype=dtype)
+            return write_operator(self.graph, value, inputs, hold, dtype is not None)
         self._hold(name, operator_module(value, lambda p: parameter(p, dtype, call)))
         return self.graph.call_module(name, inputs)
 

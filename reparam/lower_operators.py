@@ -13,10 +13,14 @@ from reparam.functions import Sides
 from reparam.graph import Call
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Operator, Pad, Slice
 from reparam.traits import CHANNELS_LAST
+from reparam.values import BatchNorm
 
 POOLS: tuple[Any, ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """The modules by number of spatial axes, less one."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""The modules by number of spatial axes."""
 
 
 def blank(kind: type[nn.Module], *args: Any, **options: Any) -> Any:
@@ -63,6 +67,19 @@ def operator_module(value: Operator, parameter: Callable[[Tensor], nn.Parameter]
     return module
 
 
+def batch_norm_module(norm: BatchNorm, call: Call) -> nn.Module:
+    """The module of a batch norm, with the traits of a call."""
+    dtype = call.shape.dtype if call.shape else None
+    module: Any = blank(BATCH_NORMS[norm.n or 0], norm.mean.numel(), norm.eps)
+    module.running_mean = norm.mean.detach().to(dtype or norm.mean.dtype).clone()
+    module.running_var = norm.variance.detach().to(dtype or norm.variance.dtype).clone()
+    module.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=norm.mean.device)
+    gamma = torch.ones_like(norm.mean) if norm.weight is None else norm.weight
+    beta = torch.zeros_like(norm.mean) if norm.bias is None else norm.bias
+    module.weight, module.bias = (parameter(p, dtype, call) for p in (gamma, beta))
+    return module
+
+
 def _norm(norm: Norm) -> Any:
     """The module of a norm; its weights, if any, hold no numbers yet."""
     affine = norm.weight is not None
@@ -79,6 +96,7 @@ def write_operator(
     value: Cat | Pad | Slice,
     inputs: tuple[fx.Node, ...],
     buffer: Callable[[Tensor], fx.Node],
+    known_dtype: bool,
 ) -> fx.Node:
     """Add the call of a value to a graph.
 
@@ -87,6 +105,7 @@ def write_operator(
         value: what is called.
         inputs: what it is applied to.
         buffer: keeps a tensor.
+        known_dtype: whether that is in the dtype of the inputs.
     """
     x = inputs[0]
     match value:
@@ -101,9 +120,13 @@ def write_operator(
                 return write_padding(graph, x, padding, mode, float(border))
             # To take it off before and add it behind would round what is not at the border.
             constant = buffer(border.reshape(-1, *(1,) * value.n))
-            inside = graph.call_method("expand_as", (constant, x))
+
+            def cast(tensor: fx.Node) -> fx.Node:
+                return tensor if known_dtype else graph.call_method("type_as", (tensor, x))
+
+            inside = graph.call_method("expand_as", (cast(constant), x))
             zeroed = write_padding(graph, inside, padding, mode)
-            whole = graph.get_attr(str(constant.target))  # anew, as in what is traced again
+            whole = cast(graph.get_attr(str(constant.target)))  # anew, as in what is traced again
             rim = graph.call_function(operator.sub, (whole, zeroed))
             padded = write_padding(graph, x, padding, mode)
             return graph.call_function(operator.add, (padded, rim))

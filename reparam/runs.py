@@ -198,7 +198,9 @@ def _clone(inputs: Any) -> Any:
 
 
 def _double(inputs: Any) -> Any:
-    return _map(inputs, lambda t: t.double() if t.is_floating_point() else t.clone())
+    return _map(
+        inputs, lambda t: t.to(torch.float64, copy=True) if t.is_floating_point() else t.clone()
+    )
 
 
 def _map(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -120,6 +120,8 @@ class Tracer(fx.Tracer):
         """Add a node; refuse one whose dtypes depend on where it stands."""
         if _autocast() != self._autocast:
             raise TraceError("it runs under autocast")
+        if getattr(target, "__name__", target) in known.RESIZING:
+            raise TraceError("it changes the sizes of a tensor in place")
         node = super().create_node(kind, target, (), *rest, **more)
         give(node, args)
         return node

@@ -62,7 +62,7 @@ def test_batch_norm_behind_a_transposition() -> None:
         linear=nn.Linear(8, 6),
         norm=nn.BatchNorm1d(6),
     )
-    assert given_axes(model) == {"Linear": 1, "transpose": 1}
+    assert given_axes(model) == {"Linear": 1, "transpose": 1, "contiguous": 1}
 
 
 def test_convolution() -> None:

@@ -270,3 +270,197 @@ def test_integers_that_become_floating_point_on_the_way() -> None:
     x = torch.arange(12, dtype=torch.uint8).reshape(2, 3, 2)
     for example in (None, x):
         torch.testing.assert_close(reparam.compile(model, example)(x), model(x))
+
+
+class Read(nn.Module):
+    """Holds a buffer that somebody may write to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+
+class Counting(Read):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > -1e9:
+            self.count.mul_(2.0)
+        return x
+
+
+def _counts(module: Any, inputs: Any, output: Tensor) -> None:
+    module.count.add_(1.0)
+
+
+def hooked() -> nn.Module:
+    module = Read()
+    module.register_forward_hook(_counts)
+    return module
+
+
+@pytest.mark.parametrize("part", [Counting, hooked])
+def test_a_buffer_that_a_module_writes_to_by_itself(part: Callable[[], nn.Module]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.linear(m.part(x)) * m.part.count
+
+    model = Net(forward, part=part(), linear=nn.Linear(4, 4)).double().eval()
+    fused = reparam.compile(model)
+    for _ in range(3):
+        same(model, fused, drawn(0, 2, 4))
+
+
+def test_a_buffer_that_is_a_view_of_one_that_is_written_to() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("flat", torch.ones(8, dtype=torch.float64))
+            self.register_buffer("part", self.flat[:4])
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.flat.add_(1)
+            return self.linear(x) * self.part
+
+    model = Shared().double().eval()
+    fused = reparam.compile(model)
+    for _ in range(3):
+        same(model, fused, drawn(0, 2, 4))
+
+
+def test_sizes_that_are_changed_in_place() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x))
+        y.transpose_(1, 2)
+        return y.relu()[:, :-1]
+
+    layers = {"conv": nn.Conv2d(4, 6, 1), "norm": nn.BatchNorm2d(6)}
+    model = randomised(Net(forward, **layers), IMAGE.float()).double()
+    fused = reparam.compile(model)
+    same(model, fused, drawn(1, 2, 4, 8, 5))
+    assert any("sizes of a tensor in place" in r.message for r in reparam.report(fused).missed)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.linear(m.linear(x).greater_(0.0)),
+        lambda m, x: m.linear(m.linear(x).less_equal_(0.0)),
+        lambda m, x: m.linear(x).int().add_(x.long()),
+        lambda m, x: m.linear(x).resize_(2, 3),
+        lambda m, x: nn.init.constant_(m.linear(x), 2.0) + x,
+        lambda m, x: torch.relu_(input=m.linear(x)),
+        lambda m, x: F.linear(x, m.linear.bias),
+        lambda m, x: x.flatten(1).unflatten(1, x.shape[1:]),
+    ],
+)
+def test_calls_in_unusual_forms(forward: Callable[[Any, Tensor], Tensor]) -> None:
+    model = Net(forward, linear=nn.Linear(4, 4)).double().eval()
+    x = drawn(0, 2, 4)
+    with torch.no_grad():
+        expected, found = model(x.clone()), reparam.compile(model)(x.clone())
+    assert expected.dtype == found.dtype
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_is_written_to_keeps_its_dtype() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, wider: Tensor) -> Tensor:
+            y = self.linear(x)
+            y += wider
+            return y
+
+    model, inputs = Added().eval(), (drawn(0, 2, 4).float(), drawn(1, 2, 4))
+    torch.testing.assert_close(reparam.compile(model)(*inputs), model(*inputs), rtol=0, atol=1e-6)
+
+
+def test_a_border_in_another_dtype() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, border = F.pad(x, (1, 1, 1, 1)), m.border.view(1, -1, 1, 1)
+        y[:, :, :1] = border
+        y[:, :, -1:] = border
+        y[..., :1] = border
+        y[..., -1:] = border
+        return y
+
+    model = Net(forward, border=nn.Parameter(drawn(1, 4))).eval()
+    fused = reparam.compile(model)
+    for x in (IMAGE.float(), (8 * IMAGE).long()):
+        torch.testing.assert_close(fused(x), model(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lambda w: torch.fake_quantize_per_tensor_affine(w, 0.1, 0, -128, 127),
+        lambda w: torch.div(w, 0.1, rounding_mode="floor") * 0.1,
+        lambda w: torch.nextafter(w, w + 1) - w,
+    ],
+)
+def test_weights_on_the_edge_of_a_jump(weight: Callable[[Tensor], Tensor]) -> None:
+    edges = (torch.arange(16.0) - 8).reshape(4, 4) * 0.05
+    model = Net(lambda m, x: F.linear(x, weight(m.weight)), weight=nn.Parameter(edges)).eval()
+    x = drawn(0, 3, 4).float()
+    torch.testing.assert_close(reparam.compile(model)(x), model(x))
+
+
+def test_one_tensor_given_twice() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            z = self.first(y)
+            x.mul_(2.0)
+            return self.second(z)
+
+    model = Two().double().eval()
+    fused = reparam.compile(model)
+    x, again = drawn(0, 2, 4), drawn(0, 2, 4)
+    torch.testing.assert_close(fused(again, again), model(x, x))
+
+
+def test_a_call_of_the_models_own() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(x)
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return 2 * super().__call__(x)
+
+    model = Doubled().double().eval()
+    fused = reparam.compile(model)
+    same(model, fused, drawn(0, 2, 4))
+    assert len(reparam.report(fused).applied) == 1
+
+
+def test_the_other_batch_norm_of_torchs() -> None:
+    """Its arguments come in another order than those of the one in torch.nn.functional."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        n = m.norm
+        given = (n.weight, n.bias, n.running_mean, n.running_var)
+        return torch.batch_norm(m.conv(m.first(x)), *given, False, 0.1, n.eps, False)
+
+    layers = {"first": nn.BatchNorm2d(4), "conv": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4)}
+    model = randomised(Net(forward, **layers), IMAGE.float()).double()
+    fused = reparam.compile(model)
+    assert reparam.report(fused).after.total == 1
+    same(model, fused, IMAGE)
+
+
+def test_example_inputs_that_a_forward_writes_to() -> None:
+    model = Net(lambda m, x: m.conv(x.mul_(2)), conv=nn.Conv2d(4, 4, 1)).double().eval()
+    x = IMAGE.clone()
+    reparam.compile(model, x)
+    assert torch.equal(x, IMAGE)

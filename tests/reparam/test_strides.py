@@ -1,0 +1,72 @@
+"""What lay in order in the model lies so in the result, or is copied."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+import reparam
+from reparam.verify import EXACT, relative_difference
+from tests.fused import operators
+from tests.passes.alone import Net
+from tests.randomised import randomised
+from tests.strategies import drawn
+
+pytestmark = pytest.mark.usefixtures("without_annotation_checks")
+
+
+def tokens(m: Any, x: Tensor) -> Tensor:
+    return m.norm(m.linear(x.flatten(2).transpose(1, 2)).transpose(1, 2))
+
+
+def viewed(m: Any, x: Tensor) -> Tensor:
+    return tokens(m, x).view(x.shape[0], -1)
+
+
+def viewed_later(m: Any, x: Tensor) -> Tensor:
+    return tokens(m, x).relu().view(x.shape[0], -1)
+
+
+def viewed_as(m: Any, x: Tensor) -> Tensor:
+    return tokens(m, x).view_as(x)
+
+
+def no_product(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return (y[:, :4] * 1.0).view(1, -1, *y.shape[2:])
+
+
+def scaled_half(m: Any, x: Tensor) -> Tensor:
+    one, other = m.conv(x).chunk(2, 1)
+    return (one * 2.0).view(1, -1, *one.shape[2:]) + other.reshape(1, -1, *one.shape[2:])
+
+
+def model(forward: Callable[[Any, Tensor], Tensor]) -> nn.Module:
+    layers = {"linear": nn.Linear(8, 8), "norm": nn.BatchNorm1d(8), "conv": nn.Conv2d(8, 8, 1)}
+    return randomised(Net(forward, **layers), drawn(0, 2, 8, 3, 2).float()).double()
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    "forward", [viewed, viewed_later, viewed_as, no_product, scaled_half, tokens]
+)
+def test_what_a_view_was_taken_of(forward: Callable[[Any, Tensor], Tensor], given: bool) -> None:
+    original, x = model(forward), drawn(1, 2, 8, 3, 2)
+    fused = reparam.compile(original, x if given else None)
+    expected, found = original(x), fused(x)
+    assert expected.stride() == found.stride()
+    assert relative_difference(expected, found) <= EXACT
+
+
+def test_a_view_of_what_still_lies_in_order_stays_one() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.conv(x).view(x.shape[0], -1)
+
+    assert operators(reparam.compile(model(forward)))["view"] == 1
+
+
+def test_a_result_is_copied_only_where_it_must_be() -> None:
+    fused = reparam.compile(model(tokens), drawn(1, 2, 8, 3, 2))
+    assert operators(fused)["contiguous"] == 1
+    assert "contiguous" not in operators(reparam.compile(model(lambda m, x: m.conv(x).relu())))
