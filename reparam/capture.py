@@ -58,8 +58,8 @@ class Source:
 
 def path_of(node: fx.Node) -> str:
     """Where the call stands in the model, for names and remarks."""
-    if node.op == "call_module":
-        return str(node.target)
+    if node.op == "call_module" or "name" in node.meta:
+        return str(node.meta.get("name", node.target))
     stack = node.meta.get("nn_module_stack")
     owner = next(reversed(stack.values()))[0] if stack else ""
     return f"{owner}.{node.name}" if owner else node.name
@@ -83,6 +83,8 @@ def checked(model: Any) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise CaptureError(f"compile takes a torch.nn.Module, not {type(model).__name__}")
+    if any(map(known.TORCH.nn.parameter.is_lazy, model.parameters())):
+        raise CaptureError("the model has parameters of no size yet; run it once")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             "a ScriptModule has no Python code left to trace; pass the module it was made from"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import known
@@ -27,6 +28,10 @@ DISCRETE = {
 """Operators of torch's that jump: what they make in float64 may be another thing."""
 
 
+def _is(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
 class _PureCalls(TorchDispatchMode):
     """Lets deterministic calls without effects through, and no others.
 
@@ -40,9 +45,10 @@ class _PureCalls(TorchDispatchMode):
         if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
             raise _ImpureError(str(func))
         result = func(*args, **(kwargs or {}))
-        integral = isinstance(result, Tensor) and not result.is_floating_point()
+        integral = any(not t.is_floating_point() for t in pytree.tree_leaves(result) if _is(t))
         name = func.overloadpacket.__name__
-        jumps = name in DISCRETE or name.startswith("fake_quantize")
+        bits = name == "view" and func._overloadname == "dtype"
+        jumps = name in DISCRETE or name.startswith("fake_quantize") or bits
         options: dict[str, Any] = kwargs or {}
         rounds = options.get("rounding_mode") is not None
         self.discrete |= integral or jumps or rounds
@@ -69,8 +75,8 @@ def evaluate(function: Opaque, args: Any, kwargs: Any) -> tuple[Any, Any]:
     )
     with torch.no_grad(), _PureCalls() as calls:
         result = function(*plain[0], **plain[1])
-    if calls.discrete:
-        return result, result
+    if calls.discrete or not all(map(_is, pytree.tree_leaves(result))):
+        return result, result  # a dtype, or a number of bytes, say
     with torch.no_grad(), _PureCalls():
         return function.widened()(*exact[0], **exact[1]), result
 

@@ -1,6 +1,7 @@
 """The floating-point dtypes of a traced graph, as far as the names of its calls tell."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,12 +18,17 @@ CASTS = {
 """What calls of these names return, whatever they are given."""
 
 
-def dtypes_of(capture: Capture) -> dict[fx.Node, torch.dtype | None]:
-    """The dtype of each result; None where it is not told. Of inputs, what reads them tells it."""
+def dtypes_of(
+    capture: Capture, inputs: Mapping[fx.Node, torch.dtype | None]
+) -> dict[fx.Node, torch.dtype | None]:
+    """The dtype of each result; None where it is not told.
+
+    Of `inputs` that are not known, the layers that read them tell it.
+    """
     dtypes: dict[fx.Node, torch.dtype | None] = {}
     for node in capture.graph.nodes:
         if node.op == "placeholder":
-            dtypes[node] = _demanded(node, capture)
+            dtypes[node] = inputs.get(node) or _demanded(node, capture)
         elif node.op in ("get_attr", "call_module"):
             content = capture.attribute(str(node.target))
             own = [content] if isinstance(content, Tensor) else []
@@ -56,7 +62,11 @@ def _of_call(node: fx.Node, dtypes: dict[fx.Node, torch.dtype | None]) -> torch.
     written = next(iter(node.args), None)
     if known.writes(node) and isinstance(written, fx.Node):
         return dtypes.get(written)
-    return _common(node, dtypes)
+    common = _common(node, dtypes)
+    plain = common is not None and common.is_floating_point
+    if plain or not (name in known.ACCUMULATING or known.promotes(node.target) or name == "abs"):
+        return common
+    return torch.int64 if name in known.ACCUMULATING and common is not None else None
 
 
 def _common(node: fx.Node, dtypes: dict[fx.Node, torch.dtype | None]) -> torch.dtype | None:

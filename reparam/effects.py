@@ -5,9 +5,11 @@ the caller nor the model holds it. Otherwise every call that touches the tensor 
 its form. What nobody here knows may write to whatever it is given.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from reparam import known
@@ -19,6 +21,7 @@ from reparam.functions import CONVOLUTIONS
 from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning
 from reparam.state import plain_tensors
+from reparam.storage import kept_writable, owners, place_of
 
 LAYERS = (nn.Linear, known.CONV_BASE, known.BATCH_NORM_BASE)
 """Modules that are rewritten to layers, or stay."""
@@ -51,12 +54,19 @@ def out_of_place(node: fx.Node) -> tuple[Any, dict[str, Any]]:
     return getattr(known.home(target), plain, target), options
 
 
-def fenced(capture: Capture) -> set[fx.Node]:
-    """The calls that must keep place and form, because of a write that others can see."""
+def fenced(
+    capture: Capture, inputs: Mapping[fx.Node, torch.dtype | None] = MappingProxyType({})
+) -> set[fx.Node]:
+    """The calls that must keep place and form, because of a write that others can see.
+
+    Args:
+        capture: the trace.
+        inputs: the dtypes of its inputs, as far as they are known.
+    """
     nodes = list(capture.graph.nodes)
     written = {n: sources for n in nodes if (sources := _written(n, capture))}
     aliases = {n: _aliases(sources, n, capture) for n, sources in written.items()}
-    dtypes = dtypes_of(capture) if written else {}
+    dtypes = dtypes_of(capture, inputs) if written else {}
     open_writes = {
         node
         for node, (shared, foreign) in aliases.items()
@@ -66,7 +76,7 @@ def fenced(capture: Capture) -> set[fx.Node]:
     modules = {node.target for node in open_writes if node.op == "call_module"}
     open_writes |= {n for n in written if n.op == "call_module" and n.target in modules}
     fence = set(open_writes)
-    held = _kept_writable(nodes, capture)
+    held = kept_writable(nodes, capture)
     for node in open_writes:
         shared, _ = aliases[node]
         users = {user for alias in shared for user in alias.users}
@@ -74,8 +84,8 @@ def fenced(capture: Capture) -> set[fx.Node]:
             alias for alias in shared if not _may_be_rewritten(alias, shared, capture)
         }
         attributes = (capture.attribute(str(a.target)) for a in shared if a.op == "get_attr")
-        held |= {_place(content): None for content in attributes}
-    fence |= _owners(held, capture)
+        held |= {place_of(content): None for content in attributes}
+    fence |= owners(held, capture)
     return {node for node in fence if node.op not in ("placeholder", "get_attr", "output")}
 
 
@@ -93,9 +103,11 @@ def _has_twin(
     name = plain if isinstance(plain, str) else plain.__name__
     if name in known.TRUTHS or name.startswith(("logical", "bitwise")):
         return False
-    given = {dtypes[source] for source in node.all_input_nodes}
-    floating = [dtype for dtype in given if dtype is None or dtype.is_floating_point]
-    if len(floating) > 1 or (not floating and len(given) > 1):
+    given = [dtypes[source] for source in dict.fromkeys(node.all_input_nodes)]
+    floating = {dtype for dtype in given if dtype is not None and dtype.is_floating_point}
+    if len(given) > 1 and (None in given or len(floating or set(given)) > 1):
+        return False
+    if name in known.ACCUMULATING and not floating:
         return False
     if plain is name:
         return callable(getattr(Tensor, name, None))
@@ -148,42 +160,6 @@ def _may_be_rewritten(node: fx.Node, shared: set[fx.Node], capture: Capture) -> 
     if node.op != "call_module" or not isinstance(capture.attribute(str(node.target)), LAYERS):
         return False
     return shared.isdisjoint(node.all_input_nodes) and depends_on_inputs(node)
-
-
-def _kept_writable(nodes: Iterable[fx.Node], capture: Capture) -> dict[Any, nn.Module | None]:
-    """The memory that modules which stay whole keep, and may write to, with the module."""
-    whole = {str(n.target) for n in nodes if n.op == "call_module"} & capture.untraced.keys()
-    modules = map(capture.attribute, whole)
-    return {_place(tensor): module for module in modules for tensor in _own_tensors(module)}
-
-
-def _own_tensors(module: nn.Module) -> tuple[Tensor, ...]:
-    return (*module.parameters(), *module.buffers())
-
-
-def _place(content: Any) -> Any:
-    """What tells the memory of a tensor from that of others."""
-    on_meta = not isinstance(content, Tensor) or content.is_meta or not content.numel()
-    return id(content) if on_meta else content.untyped_storage().data_ptr()
-
-
-def _owners(held: Mapping[Any, nn.Module | None], capture: Capture) -> set[fx.Node]:
-    """The calls that read a parameter or buffer that is written to, by whatever path.
-
-    A module that alone may write to what it keeps is none of them.
-    """
-    if not held:
-        return set()
-    found: set[fx.Node] = set()
-    for node in capture.graph.nodes:
-        if node.op == "call_module":
-            module = capture.attribute(str(node.target))
-            places = map(_place, _own_tensors(module))
-            if any(held.get(place, module) is not module for place in places):
-                found.add(node)
-        elif node.op == "get_attr" and _place(capture.attribute(str(node.target))) in held:
-            found |= {node, *node.users}
-    return found
 
 
 def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
@@ -260,7 +236,7 @@ def _aliases(
 def _held_alike(node: fx.Node, content: Any, capture: Capture) -> Iterator[fx.Node]:
     """The inputs, or the attributes of the model, that may lie in the memory of one of them."""
     for other in capture.graph.find_nodes(op=node.op):
-        if content is None or _place(capture.attribute(str(other.target))) == _place(content):
+        if content is None or place_of(capture.attribute(str(other.target))) == place_of(content):
             yield other
 
 
@@ -274,6 +250,8 @@ def _shared(node: fx.Node, capture: Capture) -> list[fx.Node]:
 
 def fresh_result(node: fx.Node, capture: Capture) -> bool:
     """Whether a call's result is known to be new memory."""
+    if node.op in ("placeholder", "get_attr"):
+        return False
     if node.op == "output" or _is_size(node):
         return True
     if node.op == "call_module":

@@ -66,7 +66,7 @@ class ExampleValues:
 
     def kind(self, node: fx.Node) -> type | None:
         """The type of what a node returns; without a value, what the call's name tells."""
-        if known.name(node.target) in SEQUENCES:
+        if known.calls(node) in SEQUENCES:
             return tuple  # for which nothing has to run
         try:
             value: object = self(node)
@@ -172,7 +172,7 @@ def _outside_of_the_trace() -> Generator[None]:
 
 def _type_by_name(node: fx.Node, inputs: list[type | None]) -> type | None:
     """What a function of torch's returns; None where that can't be told without running it."""
-    called = node.args[1] if node.target is getattr else known.name(node.target)
+    called = node.args[1] if node.target is getattr else known.calls(node)
     if called in ("size", "shape"):
         return int if len(node.args) > 1 and node.target is not getattr else torch.Size
     if called in INTEGERS:

@@ -47,9 +47,9 @@ def facts_of(
                 followed = _opaque(value, operands, {name: facts(v) for name, v in kwargs.items()})
             elif isinstance(first, TensorFacts):
                 followed = _layout(value, first, operands[1:])
-            if followed is None and value.target in ("flatten", torch.flatten):
+            if followed is None and value.target in ("flatten", torch.flatten) and not kwargs:
                 followed = _flattened(first, operands[1:], symbols)
-            if followed is None and known.name(value.target) in ("reshape", "view"):
+            if followed is None and known.name(value.target) in ("reshape", "view") and not kwargs:
                 followed = _reshaped(first, operands[1:], symbols)
             if followed is None:
                 followed = probe(value.target, args, kwargs, facts, symbols)
@@ -194,6 +194,8 @@ def _opaque(value: Opaque, operands: list[Any], kwargs: dict[str, Any]) -> Facts
     first = operands[0] if operands else None
     if kind == "pointwise" and isinstance(first, TensorFacts):
         casts = "dtype" in kwargs or any(isinstance(o, torch.dtype) for o in operands)
+        if first.dtype is not None and first.dtype.is_complex:
+            return replace(first, dtype=None)  # of these, `abs` makes real numbers
         return None if casts else _promoted(first, known.promotes(value.target))
     if kind in ("elementwise", "clamp"):
         if all(isinstance(operand, Size | int) for operand in operands):

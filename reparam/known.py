@@ -5,6 +5,7 @@ which rearrange, which have an effect.
 """
 
 import operator
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -42,6 +43,15 @@ COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 
 TRUTHS = COMPARISONS | {"not_equal", "less", "less_equal", "greater", "greater_equal"}
 """What returns truths, by all its names."""
+
+ACCUMULATING = {"sum", "prod", "cumsum", "cumprod", "nansum"}
+"""What makes 64-bit integers of others."""
+
+ALIASES = {
+    "axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input",
+    "self": "input", "x2": "other",
+}  # fmt: skip
+"""The names that torch takes for its own, as NumPy has them."""
 
 RESIZING = {
     "as_strided_", "resize_", "resize_as_", "set_", "squeeze_", "swapaxes_", "swapdims_", "t_",
@@ -212,6 +222,22 @@ def name(target: Any) -> str | None:
         return target
     own = target is getattr or home(target) is not None
     return target.__name__ if own else None
+
+
+def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a call of torch's, under torch's own names."""
+    return {ALIASES.get(key, key): value for key, value in options.items()}
+
+
+def tells_dtype(argument: Any) -> bool:
+    """Whether an argument of a view says how to read its bits, not their sizes."""
+    asked = isinstance(argument, fx.Node) and argument.target is getattr
+    return isinstance(argument, torch.dtype) or (asked and argument.args[1] == "dtype")
+
+
+def calls(node: fx.Node) -> str | None:
+    """The name of the function or method that a node calls: paths and inputs have others."""
+    return name(node.target) if node.op in ("call_function", "call_method") else None
 
 
 def multiplies(node: fx.Node) -> bool:

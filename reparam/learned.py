@@ -162,7 +162,7 @@ class Learner:
 
     def heed(self, node: fx.Node) -> None:
         """Learn a number of axes from an assertion, a permutation or a read of sizes."""
-        called = known.name(node.target)
+        called = known.calls(node)
         if node.target is known.ASSERT:
             self._heed_assertion(node)
         elif called == "getitem" and isinstance(node.args[0], fx.Node):

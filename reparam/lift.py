@@ -24,7 +24,7 @@ from reparam.graph import Call, ValueGraph, removable
 from reparam.learned import Enough, Learned, Learner, Told, completed, knows_more, never
 from reparam.lift_functions import Lifted
 from reparam.lift_layouts import layout_module, permutation, rank
-from reparam.lift_modules import CONVS, module_value
+from reparam.lift_modules import CONVS, module_value, own_forward
 from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning, meaning_of
 from reparam.operators import ConvTranspose, Norm
@@ -36,6 +36,9 @@ ARGUMENTS = lift_functions.ARGUMENTS | lift_layouts.ARGUMENTS | lift_operators.A
 RULES = lift_functions.RULES | lift_layouts.RULES | lift_operators.RULES
 KINDS = {**lift_modules.KINDS, **lift_operators.KINDS}
 """What is known of functions and modules, all together."""
+
+OPTIONS = ("alpha", "dtype", "inplace", "rounding_mode")
+"""Keyword arguments that rules heed beside."""
 
 MOST_ROUNDS = 8
 """After so many, whatever is learned in a round is kept."""
@@ -113,7 +116,7 @@ class _Lifter:
             lifted = None if reason else self._rule(node)
         except Declined as declined:
             lifted, reason = None, declined.reason
-        except (LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             # A call that is written in a way no rule foresaw is no reason to refuse a model.
             lifted, reason = None, f"its arguments are not understood ({error})"
         if lifted is None:
@@ -227,10 +230,13 @@ class _Lifter:
         if name not in RULES:
             return None
         names = ARGUMENTS.get(target) or ARGUMENTS[name]
+        options = known.renamed(options)
+        if len(node.args) > len(names) or not {*names, *OPTIONS}.issuperset(options):
+            return None  # a form that nobody here knows, such as `torch.add(x, alpha, y)`
         return RULES[name](self, dict(zip(names, node.args, strict=False)) | options)
 
     def _reshape(self, node: fx.Node) -> Lifted | None:
-        if node.kwargs:
+        if node.kwargs or any(map(known.tells_dtype, node.args)):
             return None
         return Layout(node.target, pure=True, kind="reshape"), node.args
 
@@ -240,7 +246,7 @@ class _Lifter:
             raise Declined("it has forward hooks")
         if node.kwargs or len(node.args) != 1:
             return None
-        if isinstance(module, nn.Flatten):
+        if isinstance(module, nn.Flatten) and not own_forward(module, nn.Flatten):
             value = Layout(torch.flatten, pure=True, kind="reshape")
             return value, (node.args[0], module.start_dim, module.end_dim)
         facts = self.facts(node.args[0])
@@ -279,9 +285,9 @@ def lift_graph(
     from what is learned first, so in the first rounds just that is kept.
     """
     told = told or Told()
-    fence = fenced(capture)
-    constants = Constants(capture, fence)
     learned = told.and_examples(capture.graph, example_inputs)
+    fence = fenced(capture, {node: facts.dtype for node, facts in learned.items()})
+    constants = Constants(capture, fence)
     for round_ in itertools.count():
         before = dict(learned)
         values = _Lifter(capture, fence, constants, learned, told.symbols).run()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from reparam.facts import TensorFacts
-from reparam.known import kind
+from reparam.known import calls, renamed
 from reparam.lift_functions import Context, Lifted, Rule
 from reparam.operators import Slice
 from reparam.sizes import Size
@@ -46,7 +46,8 @@ def _select(context: Context, a: dict[str, Any], axis: Any, index: Any) -> Lifte
 
 def _narrow(context: Context, source: fx.Node, index: Any) -> Lifted | None:
     """One piece of a `chunk` or `split` along an axis of a known size."""
-    named = dict(zip(("input", "pieces", "dim"), source.args, strict=False)) | source.kwargs
+    given = dict(zip(("input", "pieces", "dim"), source.args, strict=False))
+    named = given | renamed(source.kwargs)
     x = named["input"]
     pieces = named.get("pieces", named.get("chunks", named.get("split_size_or_sections")))
     axis = named.get("dim", 0)
@@ -57,7 +58,7 @@ def _narrow(context: Context, source: fx.Node, index: Any) -> Lifted | None:
     axis, size = position - len(facts.axes), facts.axes[position]
     if not size.known or type(index) is not int:
         return None
-    lengths = _pieces(size.factor, pieces, kind(source.target) == "split")
+    lengths = _pieces(size.factor, pieces, calls(source) == "split")
     if lengths is None or not -len(lengths) <= index < len(lengths):
         return None
     start, length = sum(lengths[: index % len(lengths)]), lengths[index]
@@ -78,10 +79,10 @@ def _pieces(size: int, pieces: Any, split: bool) -> list[int] | None:
 
 def _getitem(context: Context, a: dict[str, Any]) -> Lifted | None:
     source = a["input"]
-    if isinstance(source, fx.Node) and kind(source.target) in ("chunk", "split"):
+    if isinstance(source, fx.Node) and calls(source) in ("chunk", "split"):
         return _narrow(context, source, a["index"])
-    if isinstance(source, fx.Node) and kind(source.target) == "unbind":
-        axis = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
+    if isinstance(source, fx.Node) and calls(source) == "unbind":
+        axis = source.args[1] if len(source.args) > 1 else renamed(source.kwargs).get("dim", 0)
         return _select(context, {"input": source.all_input_nodes[0]}, axis, a["index"])
     if isinstance(a["index"], tuple):
         return _rows(context, a["input"], list(cast("tuple[Any, ...]", a["index"])))
@@ -141,7 +142,7 @@ def _transpose(context: Context, a: dict[str, Any]) -> Lifted | None:
     axes = (a["dim0"], a["dim1"])
     if not isinstance(facts, TensorFacts) or not all(type(axis) is int for axis in axes):
         return None
-    if facts.exact:
+    if facts.exact and facts.axes:
         axes = tuple(axis % len(facts.axes) - len(facts.axes) for axis in axes)
     if max(axes) >= 0:
         return None
@@ -154,7 +155,7 @@ def _transpose(context: Context, a: dict[str, Any]) -> Lifted | None:
 def _mean(context: Context, a: dict[str, Any]) -> Lifted | None:
     axes, given = rank(context, a["input"]), a.get("dim", a.get("axis"))
     dims = integers((given,) if type(given) is int else given)
-    if axes is None or dims is None or "dtype" in a:
+    if not axes or dims is None or "dtype" in a:
         return None
     away = tuple(sorted(dim % axes - axes for dim in dims))
     keep = bool(a.get("keepdim", False))

@@ -58,9 +58,15 @@ def module_value(module: nn.Module, axes: int | None, kinds: Kinds) -> Value | N
     known: Any = next((kind for kind in type(module).__mro__ if kind in kinds), None)
     if known is None:
         return None
-    own = type(module).forward is not known.forward or "forward" in vars(module)
+    own = own_forward(module, known)
     require(not own, f"its class {type(module).__name__} has a forward of its own")
     return kinds[known](module, axes)
+
+
+def own_forward(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module has another forward than its kind."""
+    plain: Any = kind.forward
+    return type(module).forward is not plain or "forward" in vars(module)
 
 
 def _identity(module: nn.Module, axes: int | None) -> Value:
@@ -75,12 +81,17 @@ def _linear(module: Any, axes: int | None) -> Value:
 def _conv(module: Any, axes: int | None) -> Value:
     plain = cast("Any", CONVS[module.weight.ndim - 3])
     own = cast("Any", type(module))._conv_forward is not plain._conv_forward
+    own |= "_conv_forward" in vars(module)
     require(not own, f"its class {type(module).__name__} convolves in a way of its own")
     conv = convolution(
         module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
     )
     mode = module.padding_mode
-    return conv if mode == conv.padding_mode else replace(conv, padding_mode=mode)
+    if mode == conv.padding_mode:
+        return conv
+    sides = module._reversed_padding_repeated_twice  # what torch looks at in these modes
+    pairs = tuple(zip(sides[::2], sides[1::2], strict=True))[::-1]
+    return replace(conv, padding_mode=mode, padding=pairs)
 
 
 def _batch_norm(module: Any, axes: int | None) -> Value:
@@ -93,6 +104,7 @@ def _instance_norm(module: Any, axes: int | None) -> Value:
     """A batch norm, by running statistics, that takes an image without a batch too."""
     plain = cast("Any", nn.InstanceNorm1d)._apply_instance_norm
     own = cast("Any", type(module))._apply_instance_norm is not plain
+    own |= "_apply_instance_norm" in vars(module)
     require(not own, f"its class {type(module).__name__} normalizes in a way of its own")
     kept = not module.training and module.track_running_stats
     require(kept, "it uses the statistics of each image")
@@ -130,7 +142,7 @@ def batch_norm(
     """
     require(mean is not None and variance is not None, "it has no running statistics")
     for tensor in (mean, variance, weight, bias):
-        _require_real(tensor)
+        require_real(tensor)
     return BatchNorm(
         plain_data(mean), plain_data(variance), plain_data(weight), plain_data(bias), float(eps), n
     )
@@ -144,8 +156,8 @@ def convolution(
     Raises:
         Declined: if its weight is no plain tensor of real numbers.
     """
-    _require_real(weight)
-    _require_real(bias)
+    require_real(weight)
+    require_real(bias)
     n = weight.ndim - 2
     dilation = per_axis(dilation, n)
     sides = _sides(padding, dilation, tuple(weight.shape[2:]))
@@ -178,7 +190,12 @@ def plain_data(tensor: Any) -> Any:
     return None if tensor is None else tensor.detach()
 
 
-def _require_real(tensor: Any) -> None:
+def require_real(tensor: Any) -> None:
+    """Decline a weight that is no plain tensor of real numbers.
+
+    Raises:
+        Declined: if it is one.
+    """
     if tensor is None:
         return
     require(type(tensor) in PLAIN, "one of its tensors is computed, or of a class of its own")

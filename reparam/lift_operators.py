@@ -12,7 +12,7 @@ from reparam.functions import pad as continued
 from reparam.learned import CAT_NAMES
 from reparam.lift_functions import Context, Lifted, Rule
 from reparam.lift_layouts import integers, rank
-from reparam.lift_modules import per_axis, plain_data
+from reparam.lift_modules import per_axis, plain_data, require_real
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
 from reparam.values import Sum, Value
 
@@ -41,6 +41,8 @@ def average(n: int, a: dict[str, Any]) -> Value:
 
 def transposed(weight: Any, bias: Any, n: int, a: dict[str, Any]) -> Value:
     """A transposed convolution from torch's arguments."""
+    require_real(weight)
+    require_real(bias)
     return ConvTranspose(
         plain_data(weight),
         plain_data(bias),
@@ -54,6 +56,8 @@ def transposed(weight: Any, bias: Any, n: int, a: dict[str, Any]) -> Value:
 
 def norm(kind: Any, a: dict[str, Any], channels: int, groups: int = 1) -> Norm:
     """A norm from torch's arguments, its weight and bias constants."""
+    for tensor in (a.get("weight"), a.get("bias")):
+        require_real(tensor)
     weight, bias = plain_data(a.get("weight")), plain_data(a.get("bias"))
     return Norm(kind, channels, weight, bias, a.get("eps"), groups)
 
@@ -116,9 +120,10 @@ def _cat(context: Context, a: dict[str, Any]) -> Lifted | None:
     if not isinstance(several, tuple | list) or type(axis) is not int:
         return None
     tensors = tuple(cast("tuple[Any, ...]", several))
-    axes = next((r for r in (rank(context, tensor) for tensor in tensors) if r is not None), None)
-    if axis >= 0 and axes is None:
-        return None
+    ranks = {r for tensor in tensors if (r := rank(context, tensor)) is not None}
+    axes = next(iter(ranks), None)
+    if len(ranks) > 1 or (axis >= 0 and axes is None):
+        return None  # torch lets empty tensors of one axis stand beside any other
     n = -axis - 1 if axis < 0 or axes is None else axes - axis - 1
     return Cat(n), tensors
 

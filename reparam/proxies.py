@@ -9,8 +9,9 @@ import dis
 import inspect
 import operator
 import typing
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast, no_type_check
 from unittest import mock
@@ -32,6 +33,9 @@ FACTORIES: dict[str, Any] = {
 }
 """Functions of torch that take sizes one by one, or build a tensor of numbers: given a stand-in,
 they fail before anybody is asked."""
+
+TORCH = str(Path(torch.__file__).parent)
+"""Where torch's own code is."""
 
 IGNORED = ("CACHE", "NOT_TAKEN", "TO_BOOL")
 """Instructions that stand between a test and its jump in some versions of Python."""
@@ -66,6 +70,8 @@ class _Recorded:
         """Record an assertion; else the truth for the example inputs, to which others are held."""
         message = _asserted(inspect.currentframe())
         if message is not None:
+            if self.tracer.known_value(self) is False:
+                return False
             self.tracer.create_proxy("call_function", known.ASSERT, (self, message), {})
             return True
         if type(self.tracer.known_value(self)) in (int, float):
@@ -89,6 +95,9 @@ class _Recorded:
         count = _unpacked(inspect.currentframe())
         if self.tracer.examples.kind(self.node) is dict:
             return iter(self.keys())
+        value = None if count is None else self.tracer.known_value(self)
+        if isinstance(value, Sized) and len(value) != count:  # which somebody may catch
+            raise ValueError(f"{len(value)} values to unpack into {count} names")
         count = len(self) if count is None else count
         return (self[number] for number in range(count))
 
@@ -211,6 +220,12 @@ def python_asks(tracer: Any) -> Generator[None]:
             device_type = tracer.examples(device_type.node)
         own_autocast(region, device_type, *args, **kwargs)
 
+    def gradients() -> bool:
+        if _caller(inspect.currentframe()).f_code.co_filename.startswith(TORCH):
+            return own_gradients()
+        raise TraceError("it asks whether gradients are wanted")
+
+    own_gradients = torch.is_grad_enabled
     autograd: Any = torch.autograd.Function
     own_apply = inspect.getattr_static(autograd, "apply")  # of Python or of C, by release
 
@@ -233,6 +248,7 @@ def python_asks(tracer: Any) -> Generator[None]:
         for name, factory in FACTORIES.items():
             patch = recorded if "tensor" in name else sized
             stack.enter_context(mock.patch.object(torch, name, patch(factory)))
+        stack.enter_context(mock.patch.object(torch, "is_grad_enabled", gradients))
         stack.enter_context(mock.patch.object(torch.autocast, "__init__", autocast))
         stack.enter_context(mock.patch.object(autograd, "apply", classmethod(apply)))
         yield

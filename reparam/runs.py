@@ -147,7 +147,10 @@ def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     torch.set_default_dtype(torch.float64)  # of what integers become
     try:
         with torch.no_grad(), _InFloat64():
-            return floats(copy.deepcopy(model).double()(*_double(args), **_double(kwargs)))
+            wide = copy.deepcopy(model)
+            for tensor in (*wide.parameters(), *wide.buffers()):
+                tensor.data = _widened(tensor)  # complex ones too, which double() leaves
+            return floats(wide(*_double(args), **_double(kwargs)))
     except Exception as error:
         raise VerificationError(
             f"the model itself does not run in float64, which results are held against: "
@@ -198,9 +201,14 @@ def _clone(inputs: Any) -> Any:
 
 
 def _double(inputs: Any) -> Any:
-    return _map(
-        inputs, lambda t: t.to(torch.float64, copy=True) if t.is_floating_point() else t.clone()
-    )
+    return _map(inputs, _widened)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """A copy, as exact as can be."""
+    if not _floating(tensor):
+        return tensor.clone()
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64, copy=True)
 
 
 def _map(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -11,6 +11,10 @@ OF_TORCH = set(vars(nn.Module())) - {"training"}
 """Where every module keeps its parameters, buffers, parts and hooks."""
 
 
+PLAIN = (tuple, int, float, str)
+"""What is the same if it is equal."""
+
+
 class State:
     """The attributes of a module, and of its lists and dictionaries, to be put back."""
 
@@ -52,6 +56,20 @@ class State:
     def _differs(self, name: str, now: dict[str, Any]) -> bool:
         missing = object()
         return now.get(name, missing) is not self.attributes.get(name, missing)
+
+
+def attributes_of(module: Any) -> tuple[Any, ...]:
+    """What a module computes with: its tensors and hyper-parameters."""
+    own = cast("dict[str, Any]", vars(module))
+    return (*own.values(), *module._parameters.values(), *module._buffers.values())
+
+
+def same_attributes(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    """Whether attributes are the same objects; a number or a tuple may be an equal one."""
+    return len(before) == len(now) and all(
+        old is new or (type(old) in PLAIN and old == new)
+        for old, new in zip(before, now, strict=True)
+    )
 
 
 @contextmanager

@@ -90,4 +90,5 @@ def _elementwise(call: Call) -> bool:
     value = call.value
     if isinstance(value, Opaque):
         return not value.pinned and kind(value.target) in ELEMENTWISE
-    return isinstance(value, Sum) or (isinstance(value, Conv) and value.affine)
+    multiplied = isinstance(value, Conv) and value.affine and not call.traits.convolution
+    return isinstance(value, Sum) or multiplied

@@ -10,7 +10,7 @@ import operator
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from reparam.meaning import has_meaning
 from reparam.paths import attribute_at
 from reparam.places import calling_line, explained
 from reparam.proxies import AttributeProxy, TensorProxy, python_asks
-from reparam.state import State
+from reparam.state import State, attributes_of, same_attributes
 
 QUANTIZATION_AWARE = "torch.ao.nn.intrinsic.qat."
 """Where torch's layers are that learn to be quantized, and that its conversion looks for."""
@@ -74,6 +74,7 @@ class Tracer(fx.Tracer):
         self.module_stack = _Scopes()
         self.tensors: dict[str, Tensor] = {}
         self.examples = ExampleValues(lambda path: attribute_at(self.root, path), inputs or {})
+        self._found: list[tuple[nn.Module, tuple[Any, ...]]] = []
         self._given: dict[int, tuple[Tensor, int]] = {}
         self._held: dict[fx.Node, fx.Node] = {}
         self._autocast = _autocast()
@@ -95,6 +96,8 @@ class Tracer(fx.Tracer):
             changed = before.restore()
         if changed:
             raise TraceError(f"it changes its attribute {changed!r}")
+        if any(not same_attributes(found, attributes_of(m)) for m, found in self._found):
+            raise TraceError("it changes a layer while it runs")
         if any(tensor._version != version for tensor, version in self._given.values()):
             raise TraceError("it writes to a tensor that it made, after it was read")
         return graph
@@ -206,14 +209,14 @@ class Tracer(fx.Tracer):
     def _whole(self, path: str, m: nn.Module, args: Any, kwargs: Any) -> Any:
         """A call of a module as it is."""
         self.called[path] = m
+        self._found.append((m, attributes_of(m)))
         return self.create_proxy("call_module", path, args, kwargs)
 
     def known_value(self, proxy: fx.Proxy) -> Any:
         """The value for the example inputs, if it is known."""
-        try:
+        with suppress(TraceError):
             return self.examples(proxy.node)
-        except TraceError:
-            return None
+        return None
 
     def held(self, proxy: fx.Proxy) -> Any:
         """The value for the example inputs; other inputs have to give the same.

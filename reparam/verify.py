@@ -138,10 +138,14 @@ def compare_outputs(
         other_runtime: whether `found` comes from other kernels than `expected`.
 
     Raises:
-        VerificationError: if there is nothing to compare.
+        VerificationError: if there is nothing to compare, or nothing to compare with.
     """
     worst: Equivalence | None = None
     for y_model, y_fused, y in zip(expected, found, exact, strict=True):
+        if y.shape != y_model.shape:
+            raise VerificationError(
+                "in float64, which results are held against, the model returns other sizes"
+            )
         figures = _figures(y_model, y_fused, y, other_runtime)
         if worst is None or (not figures.equivalent, figures.rmse_fused) > (
             not worst.equivalent,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import passes
 import reparam
+from reparam.errors import CaptureError, VerificationError
 from reparam.verify import EXACT, relative_difference
 from tests.passes.alone import Net
 from tests.randomised import randomised
@@ -464,3 +465,162 @@ def test_example_inputs_that_a_forward_writes_to() -> None:
     x = IMAGE.clone()
     reparam.compile(model, x)
     assert torch.equal(x, IMAGE)
+
+
+class Given(nn.Module):
+    """A model of two inputs, the second of which may have any name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+
+class NamedMean(Given):
+    def forward(self, x: Tensor, mean: Tensor) -> Any:
+        return self.linear(x), mean
+
+
+class NamedChunk(Given):
+    def forward(self, x: Tensor, chunk: Any) -> Any:
+        if isinstance(chunk, tuple | list):
+            chunk = chunk[0]
+        return self.linear(x), chunk * 2
+
+
+@pytest.mark.parametrize("kind", [NamedMean, NamedChunk])
+@pytest.mark.parametrize("given", [False, True])
+def test_inputs_that_are_called_as_functions_of_torchs_are(kind: type[Given], given: bool) -> None:
+    model, inputs = kind().double().eval(), (drawn(0, 2, 6), drawn(1, 3, 4).T)
+    fused = reparam.compile(model, inputs if given else None)
+    for expected, found in zip(model(*inputs), fused(*inputs), strict=True):
+        torch.testing.assert_close(found, expected, check_stride=True)
+
+
+def toggled(m: Any, x: Tensor) -> Tensor:
+    m.conv.dilation = (2, 2)
+    y = m.conv(x)
+    m.conv.dilation = (1, 1)
+    return y
+
+
+def circular() -> nn.Module:
+    layer = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+    layer.padding = (2, 2)
+    return layer
+
+
+def with_forward(layer: Any, forward: Callable[..., Any], name: str = "forward") -> nn.Module:
+    setattr(layer, name, forward)
+    return layer
+
+
+def asserted(m: Any, x: Tensor) -> Tensor:
+    try:
+        assert x.shape[1] == 5
+    except AssertionError:
+        return m.linear(x) * 2
+    return m.linear(x)
+
+
+def unpacked(m: Any, x: Tensor) -> Tensor:
+    try:
+        a, b, c = x.shape
+    except ValueError:
+        return m.linear(x * 2)
+    return m.linear(x) * (a + b + c)
+
+
+UNUSUAL: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "bytes of an element": lambda m, x: m.linear(x) * m.linear.weight.element_size(),
+    "an index among several results": lambda m, x: (
+        m.linear(x) * (m.ones + m.few).max(1)[1].sum().float()
+    ),
+    "alpha in the middle": lambda m, x: torch.add(m.linear(x), 0.5, m.linear(x)),
+    "alpha in the middle, subtracted": lambda m, x: m.linear(x).sub(0.5, x),
+    "keepdims": lambda m, x: m.linear(m.norm(x).mean(1, keepdims=True)),
+    "unbind along an axis": lambda m, x: m.norm2d(x).unbind(axis=2)[0],
+    "chunks along an axis": lambda m, x: m.conv(x).chunk(2, axis=1)[0],
+    "other weights for a call": lambda m, x: torch.func.functional_call(
+        m.linear, {"weight": m.ones, "bias": m.linear.bias}, (x,)
+    ),
+    "a layer that is changed for a call": toggled,
+    "sizes by keyword": lambda m, x: x.reshape(shape=(2, -1)).transpose(0, 1) * 2,
+    "no axes": lambda m, x: x.sum().mean(-1) + x.sum().transpose(0, -1),
+    "the end by keyword": lambda m, x: m.linear(x.flatten(1, end_dim=2)),
+    "a flatten of another kind": lambda m, x: m.flatten(x),
+    "a convolution of another kind": lambda m, x: m.strange(x) * 2,
+    "circular padding that was changed": lambda m, x: m.circular(x) * 2,
+    "an empty tensor of one axis": lambda m, x: (
+        torch.cat([x.new_zeros(0), m.conv(x), x], 1).flatten(1).reshape(4, 4, 8, 8)
+    ),
+    "an assertion that is caught": asserted,
+    "an unpacking that is caught": unpacked,
+    "whether gradients are wanted": lambda m, x: (
+        m.linear(x * 2) if torch.is_grad_enabled() else m.linear(x)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_torch_takes_in_other_forms(name: str) -> None:
+    few = torch.zeros(8, 8)
+    few[:, 2] = 1e-9
+    layers = {
+        "linear": nn.Linear(8, 8), "norm": nn.LayerNorm(8), "norm2d": nn.BatchNorm2d(4),
+        "conv": nn.Conv2d(4, 4, 1), "circular": circular(),
+        "ones": nn.Parameter(torch.ones(8, 8)), "few": nn.Parameter(few),
+        "flatten": with_forward(nn.Flatten(), lambda x: x.flatten(1) * 2),
+        "strange": with_forward(nn.Conv2d(4, 4, 1), lambda x, w, b: x * 3, "_conv_forward"),
+    }  # fmt: skip
+    model, x = Net(UNUSUAL[name], **layers).eval(), drawn(0, 2, 4, 8, 8).float()
+    for example in (None, x):
+        if name == "an unpacking that is caught" and example is None:
+            continue  # without an example, nothing tells how many axes there are
+        fused = reparam.compile(model, example, verify=False)
+        torch.testing.assert_close(fused(x), model(x))
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.uint8, torch.int64)])
+def test_a_sum_in_place_of_two_dtypes(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    class Added(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            x = x * 2
+            x += y
+            return x
+
+    x, y = ((50 * drawn(i, 2, 4)).abs().to(dtype) for i, dtype in enumerate(dtypes))
+    for example in (None, (x, y)):
+        fused = reparam.compile(Added().eval(), example, verify=False)
+        torch.testing.assert_close(fused(x, y), Added()(x, y))
+
+
+def test_a_sum_of_integers_in_place() -> None:
+    model, x = Net(lambda m, x: x.clone().cumsum_(0)).eval(), torch.arange(3, dtype=torch.int32)
+    torch.testing.assert_close(reparam.compile(model)(x), model(x))
+
+
+def test_complex_numbers_on_the_way() -> None:
+    layers = {"norm": nn.BatchNorm2d(4), "conv": nn.Conv2d(4, 4, 1)}
+    model = Net(lambda m, x: m.norm(m.conv(x.abs())), **layers).eval()
+    x = torch.complex(IMAGE.float(), IMAGE.float())
+    for example in (None, x):
+        torch.testing.assert_close(reparam.compile(model, example)(x), model(x))
+    up = nn.ConvTranspose2d(4, 4, 2, dtype=torch.complex64)
+    model = Net(lambda m, x: m.up(x) * 2.0, up=up).eval()
+    torch.testing.assert_close(reparam.compile(model, x)(x), model(x))
+
+
+def test_bits_that_are_read_in_another_way() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.conv(x)[:, :2].view(torch.bfloat16)
+
+    model, x = Net(forward, conv=nn.Conv2d(4, 4, 1)).half().eval(), IMAGE.half()
+    fused = reparam.compile(model, x, verify=False)
+    assert torch.equal(fused(x).view(torch.int16), model(x).view(torch.int16))
+    with pytest.raises(VerificationError, match="the model returns other sizes"):
+        reparam.compile(model, x)
+
+
+def test_parameters_of_no_size() -> None:
+    with pytest.raises(CaptureError, match="parameters of no size yet; run it once"):
+        reparam.compile(nn.LazyLinear(3).eval())
