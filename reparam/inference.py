@@ -129,9 +129,17 @@ def _broadcast(operands: list[Any]) -> Facts:
         if None in axes:
             return None
         result = replace(result, axes=tuple(axes))
-    dtypes = {tensor.dtype for tensor in tensors if tensor.axes or len(tensors) == 1}
-    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    dtype = _common_dtype(tensors)
     return result if dtype == result.dtype else replace(result, dtype=dtype)
+
+
+def _common_dtype(tensors: list[TensorFacts]) -> torch.dtype | None:
+    """The dtype of a result. Tensors without axes count only beside lesser kinds of numbers."""
+    spread = {tensor.dtype for tensor in tensors if tensor.axes} or {t.dtype for t in tensors}
+    dtype = spread.pop() if len(spread) == 1 else None
+    single = [tensor.dtype for tensor in tensors if not tensor.axes]
+    lesser = dtype is not None and all(d and torch.can_cast(d, dtype) for d in single)
+    return dtype if lesser else None
 
 
 def _wider(p: Size, q: Size) -> Size | None:

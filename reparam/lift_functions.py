@@ -186,13 +186,22 @@ def _weighted(context: Context, a: dict[str, Any], sign: float) -> Lifted | None
         computed, content = (x, y)[which], contents[1 - which]
         if not isinstance(computed, fx.Node) or contents[which] is not None:
             continue
-        if type(content) in (int, float):
-            return _shifted(context, computed, weights[which], weights[1 - which] * content)
+        number = _number(content)
+        if number is not None and _keeps_dtype(context, computed, content):
+            return _shifted(context, computed, weights[which], weights[1 - which] * number)
         n = _per_channel(context, computed, content)
         if n is not None:
             shift = _spread(context, computed, content, n) * weights[1 - which]
             return affine(torch.full_like(shift, weights[which]), shift, n), (computed,)
     return None
+
+
+def _keeps_dtype(context: Context, x: Any, content: Any) -> bool:
+    """Whether a sum with a number has the dtype of x: a tensor makes floats of integers."""
+    facts = context.facts(x)
+    return not isinstance(content, Tensor) or (
+        isinstance(facts, TensorFacts) and facts.dtype in REAL
+    )
 
 
 def _shifted(context: Context, x: Any, weight: float, shift: float) -> Lifted | None:

@@ -67,6 +67,8 @@ AFFINE: list[tuple[int, Forward, Value]] = [
     (2, lambda m, x: torch.sub(x, 2, alpha=-3), scaled(1, 6)),
     (2, lambda m, x: x.sub_(2), scaled(1, -2)),
     (2, lambda m, x: x - 0, Sum((1.0,))),
+    (2, lambda m, x: torch.zeros(()) + x, Sum((1.0,))),
+    (2, lambda m, x: torch.tensor(1.5) - x, scaled(-1, 1.5)),
     (2, lambda m, x: 0.0 - x, Sum((-1.0,))),
     (2, lambda m, x: torch.add(x, 2, alpha=0), Sum((1.0,))),
 ]
@@ -115,6 +117,7 @@ OPAQUE: list[tuple[Forward, str | None]] = [
         f"it may be a scale per channel, but {UNKNOWN}"),
     (lambda m, x: (x.long() + 1).double(), None),
     (lambda m, x: x.long() - 1.5, None),
+    (lambda m, x: (x.long() + torch.tensor(0.0)).double(), None),
 ]
 # fmt: on
 
