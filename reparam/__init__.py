@@ -6,6 +6,7 @@ from reparam.errors import (
     Declined,
     ExportError,
     MissingExtraError,
+    OnnxError,
     PassError,
     ReparamError,
     SourceError,
@@ -15,6 +16,7 @@ from reparam.errors import (
 from reparam.export import OnnxExport, export_onnx
 from reparam.graph import Apply, Call
 from reparam.meaning import lift
+from reparam.onnx.compiling import OnnxCompilation, compile_onnx
 from reparam.pipelines import default_passes
 from reparam.report import Remark, Report, report
 from reparam.rewrite import Replace, require, rewrite
@@ -28,6 +30,8 @@ __all__ = [
     "Equivalence",
     "ExportError",
     "MissingExtraError",
+    "OnnxCompilation",
+    "OnnxError",
     "OnnxExport",
     "PassError",
     "Remark",
@@ -38,6 +42,7 @@ __all__ = [
     "TrainingModeError",
     "VerificationError",
     "compile",
+    "compile_onnx",
     "default_passes",
     "export_onnx",
     "lift",

@@ -147,6 +147,8 @@ def capture(
     own: Any = type(model).__call__
     if own is not nn.Module.__call__ and not isinstance(model, fx.GraphModule):
         raise UntracedError(type(model).__name__, "its class has a __call__ of its own")
+    if method in vars(model):
+        raise UntracedError(type(model).__name__, f"its {method} is not that of its class")
     args, kwargs = split_inputs(() if example_inputs is None else example_inputs)
     tensors, others = split_constants(model, constants or {})
     parameters = inspect.signature(getattr(model, method)).parameters

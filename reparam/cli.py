@@ -6,36 +6,24 @@ interrupted.
 """
 
 import importlib.metadata
-import itertools
 import json
-import os
 import sys
-import tempfile
-import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 from torch import nn
 
+from reparam.cli_files import compile_file, explain_file
 from reparam.compiler import compile as compile_model
-from reparam.errors import ExportError, ReparamError, VerificationError
 from reparam.export import DEFAULT_OPSET, LOWEST_OPSET, OnnxExport, export_onnx
-from reparam.export_graph import extra
-from reparam.report import Remark, Report, fused_table, report
-from reparam.sources import KINDS, Source, resolve
-from reparam.tables import not_fused_table, onnx_table
-
-FAILED = 1
-DIFFERENT = 3
-
-PIPED_WIDTH = 140
-"""Columns of what is written to a file or to another program."""
+from reparam.report import Report, report
+from reparam.sources import KINDS, Source, is_onnx, resolve
+from reparam.tables import onnx_table
+from reparam.terminal import DIFFERENT, check_output, console, counted, print_account, work
 
 EXIT_CODES = """
 Exit codes: 0, done; 1, it could not be done; 2, the command was not understood; 3, the result does
@@ -83,8 +71,13 @@ def compile_command(
     checkpoint: CheckpointOption = None,
     input_size: InputSizeOption = None,
     opset: Annotated[
-        int, typer.Option("--opset", min=LOWEST_OPSET, help="Version of the ONNX operators.")
-    ] = DEFAULT_OPSET,
+        int | None,
+        typer.Option(
+            "--opset",
+            min=LOWEST_OPSET,
+            help=f"Version of the ONNX operators. Default: {DEFAULT_OPSET}; a file keeps its own.",
+        ),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option(
@@ -96,18 +89,22 @@ def compile_command(
 ) -> None:
     """Fuse a model and write it as an ONNX file, which is run and compared before it is kept."""
     size = _parse_size(input_size)
-    with _work(as_json) as say:
-        _check_output(output)
+    if is_onnx(source):
+        _refuse(checkpoint=checkpoint, input_size=size, opset=opset)
+        compile_file(source, output, verify, as_json)
+        return
+    with work(as_json) as say:
+        check_output(output)
         found, fused = _fuse(source, checkpoint, size, verify, say)
         say(f"exporting {source} and checking it in ONNX Runtime")
         exported = export_onnx(fused, output, found.example_input, opset=opset)
     if as_json:
         _print_json(found, report(fused), exported)
         return
-    console = _console()
-    console.print(_heading(found))
-    console.print(report(fused))
-    console.print(onnx_table(exported))
+    page = console()
+    page.print(_heading(found))
+    page.print(report(fused))
+    page.print(onnx_table(exported))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -119,23 +116,19 @@ def explain(
 ) -> None:
     """Fuse a model, and tell what was fused, what was not and why. Nothing is written."""
     size = _parse_size(input_size)
-    with _work(as_json) as say:
+    if is_onnx(source):
+        _refuse(checkpoint=checkpoint, input_size=size)
+        explain_file(source, as_json)
+        return
+    with work(as_json) as say:
         found, fused = _fuse(source, checkpoint, size, True, say)
     account = report(fused)
     if as_json:
         _print_json(found, account)
         return
-    console = _console()
-    console.print(_heading(found))
-    console.print(account.operator_table())
-    if account.verification.whole_model is not None:
-        console.print(f"whole model: {account.verification.whole_model}")
-    if account.applied:
-        console.print(fused_table(account.applied))
-    if account.missed:
-        console.print(not_fused_table(account.missed))
-    for remark in account.analysis:
-        console.print(remark)
+    page = console()
+    page.print(_heading(found))
+    print_account(page, account)
 
 
 @app.command("check-pass", epilog=EXIT_CODES)
@@ -157,7 +150,7 @@ def check_pass_command(
     as_json: JsonOption = False,
 ) -> None:
     """Check a pass on generated graphs. If it is wrong, print a short program that shows it."""
-    with _work(as_json) as say:
+    with work(as_json) as say:
         from reparam.testing.command import checked
 
         say(f"checking {name}")
@@ -193,53 +186,16 @@ def _parse_size(text: str | None) -> tuple[int, ...] | None:
     return tuple(map(int, parts))
 
 
-@contextmanager
-def _work(as_json: bool) -> Generator[Callable[[str], None]]:
-    """Long work: what is under way is shown on a terminal, and errors end it in one sentence.
-
-    Yields:
-        A function that says what is under way.
-    """
-    if not sys.warnoptions:  # third parties' warnings; `python -W` shows them
-        warnings.simplefilter("ignore")
-    progress = Console(stderr=True, quiet=as_json, markup=False, highlight=False)
-    try:
-        # Stdout is for the result: what a model prints while it is built or run goes elsewhere.
-        with redirect_stdout(sys.stderr), progress.status("starting") as status:
-            yield status.update
-    except (ReparamError, SystemExit) as error:  # what a user's code raises to end a script
-        exited = isinstance(error, SystemExit)
-        told = f"what was run ended with SystemExit({error})" if exited else str(error)
-        if as_json:
-            described = {"type": type(error).__name__, "message": told}
-            typer.echo(json.dumps({"error": described}, indent=2))
-        else:
-            typer.echo(f"error: {told}", err=True)
-        different = (error, error.__cause__)
-        code = DIFFERENT if any(isinstance(e, VerificationError) for e in different) else FAILED
-        raise typer.Exit(code) from None
-
-
-def _check_output(path: Path) -> None:
-    """Find out before the long work whether its result can be written.
+def _refuse(**options: object) -> None:
+    """Refuse options that are for models, where the source is a file.
 
     Raises:
-        ExportError: if the file could not be written.
-        MissingExtraError: if what writes it is not installed.
+        typer.BadParameter: if one is given.
     """
-    target = path.resolve()
-    if path.suffix != ".onnx":
-        raise ExportError(f"{path} is no ONNX file by its name: end it in .onnx")
-    if not target.parent.is_dir():
-        raise ExportError(f"can't write {path}: there is no folder {target.parent}")
-    if target.exists() and not (target.is_file() and os.access(target, os.W_OK)):
-        raise ExportError(f"can't write {path}: it is not a file that can be replaced")
-    try:
-        tempfile.TemporaryFile(dir=target.parent).close()
-    except OSError as error:
-        raise ExportError(f"can't write {path}: {error.strerror}") from error
-    for module in ("onnx", "onnxscript", "onnx_graphsurgeon", "onnxruntime"):
-        extra(module)
+    for name, value in options.items():
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter("it does not go with an ONNX file", param_hint=option)
 
 
 def _fuse(
@@ -252,20 +208,9 @@ def _fuse(
     say(f"building {source}")
     found = resolve(source, checkpoint=checkpoint, input_size=size)
     say(f"fusing {source}")
-    rewrites = itertools.count(1)
-
-    def listen(remark: Remark) -> None:
-        if remark.kind == "applied":
-            say(f"fusing {source}: {next(rewrites)} rewrites")
-
-    fused = compile_model(found.model, found.example_input, verify=verify, remarks=listen)
+    heard = counted(source, say)
+    fused = compile_model(found.model, found.example_input, verify=verify, remarks=heard)
     return found, fused
-
-
-def _console() -> Console:
-    """Where tables go; wide enough for names where nobody has said how wide it is."""
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=PIPED_WIDTH if piped else None, markup=False, highlight=False)
 
 
 def _heading(found: Source) -> str:

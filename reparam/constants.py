@@ -48,7 +48,7 @@ class _PureCalls(TorchDispatchMode):
         integral = any(not t.is_floating_point() for t in pytree.tree_leaves(result) if _is(t))
         name = func.overloadpacket.__name__
         bits = name == "view" and func._overloadname == "dtype"
-        jumps = name in DISCRETE or name.startswith("fake_quantize") or bits
+        jumps = name in DISCRETE or "fake_quantize" in name or bits
         options: dict[str, Any] = kwargs or {}
         rounds = options.get("rounding_mode") is not None
         self.discrete |= integral or jumps or rounds

@@ -21,10 +21,13 @@ from reparam.functions import CONVOLUTIONS
 from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning
 from reparam.state import plain_tensors
-from reparam.storage import kept_writable, owners, place_of
+from reparam.storage import kept_writable, owners, place_of, statistics
 
 LAYERS = (nn.Linear, known.CONV_BASE, known.BATCH_NORM_BASE)
 """Modules that are rewritten to layers, or stay."""
+
+REGISTERED: Any = (known.TORCH._ops.OpOverload, known.TORCH._ops.OpOverloadPacket)
+"""Operators by the names that they are registered under."""
 
 FRESH_MODULES = (*LAYERS, known.ADAPTIVE_POOL_BASE)
 """Modules whose result shares no memory with their input, whatever the mode."""
@@ -179,11 +182,19 @@ def _written(node: fx.Node, capture: Capture) -> list[fx.Node]:
     if known.writes(node):
         several = "out" in node.kwargs or not isinstance(next(iter(node.args), None), fx.Node)
         return _read(node) if several else _read(node)[:1]
-    home = getattr(node.target, "__module__", None) or ""
-    foreign = known.name(node.target) is None and not home.startswith(
-        ("torch", "math", "_operator")
-    )
-    return _read(node) if foreign else []
+    target: Any = node.target
+    if isinstance(target, REGISTERED):
+        return _read(node) if _is_mutable(target) else []
+    home = (getattr(node.target, "__module__", None) or "").partition(".")[0]
+    foreign = known.name(node.target) is None and home not in ("torch", "math", "_operator")
+    return _read(node) if foreign else statistics(node)
+
+
+def _is_mutable(operator: Any) -> bool:
+    """Whether an operator that somebody registered says that it writes to its arguments."""
+    several = hasattr(operator, "overloads")
+    kinds = [getattr(operator, name) for name in operator.overloads()] if several else [operator]
+    return any(kind._schema.is_mutable for kind in kinds)
 
 
 def _is_torchs_own(node: fx.Node, capture: Capture) -> bool:

@@ -29,7 +29,7 @@ from reparam.lower_operators import (
 )
 from reparam.operators import Cat, Operator, Pad, Slice
 from reparam.paths import Paths, allowed, module_at
-from reparam.strides import Strides
+from reparam.strides import Strides, in_order
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
 from reparam.wrappers import duplicate
 
@@ -101,6 +101,7 @@ class _Lowerer:
     def _call(self, call: Call) -> Any:
         value, args = call.value, call.node.args
         inputs: Any = mapped((args, call.node.kwargs), fx.Node, self._node)
+        inputs = in_order(inputs, map(self._node, self.strides.to_order(call)))
         source = call.node.meta.get("source")
         if isinstance(source, Source):
             given = found(inputs[0], fx.Node)
@@ -239,16 +240,14 @@ class _Lowerer:
         return self.graph.call_module(name, inputs)
 
     def _sum(self, coefficients: tuple[float, ...], inputs: tuple[fx.Node, ...]) -> fx.Node:
-        total: fx.Node | None = None
+        total, write = None, self.graph.call_function
         pairs = sorted(zip(coefficients, inputs, strict=True), key=lambda pair: pair[0] == -1)
         for coefficient, x in pairs:
             if total is not None and coefficient == -1:
-                total = self.graph.call_function(operator.sub, (total, x))
+                total = write(operator.sub, (total, x))
                 continue
-            term = (
-                x if coefficient == 1 else self.graph.call_function(operator.mul, (x, coefficient))
-            )
-            total = term if total is None else self.graph.call_function(operator.add, (total, term))
+            term = x if coefficient == 1 else write(operator.mul, (x, coefficient))
+            total = term if total is None else write(operator.add, (total, term))
         assert total is not None, "a sum has at least one operand"
         return total
 

@@ -34,6 +34,9 @@ FACTORIES: dict[str, Any] = {
 """Functions of torch that take sizes one by one, or build a tensor of numbers: given a stand-in,
 they fail before anybody is asked."""
 
+NAMES = frozenset(dir(torch.Tensor))
+"""What a tensor has."""
+
 TORCH = str(Path(torch.__file__).parent)
 """Where torch's own code is."""
 
@@ -71,7 +74,7 @@ class _Recorded:
         message = _asserted(inspect.currentframe())
         if message is not None:
             if self.tracer.known_value(self) is False:
-                return False
+                return bool(self.tracer.held(self))  # which somebody may catch
             self.tracer.create_proxy("call_function", known.ASSERT, (self, message), {})
             return True
         if type(self.tracer.known_value(self)) in (int, float):
@@ -90,6 +93,12 @@ class _Recorded:
         """The number for the example inputs, which the trace is held to."""
         return self.tracer.held_length(self)
 
+    def __getitem__(self: Any, index: Any) -> Any:
+        """Record the call, unless there is nothing to be had."""
+        if self.tracer.is_none(self, index):
+            return None
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+
     def __iter__(self: Any) -> Iterator[Any]:
         """As many parts as are unpacked; else the number for the example inputs."""
         count = _unpacked(inspect.currentframe())
@@ -106,6 +115,24 @@ class _Recorded:
         if issubclass(self.tracer.examples.kind(self.node) or object, Mapping):
             return item in self.keys()
         return any(part is item or part == item for part in self)
+
+    def __hash__(self: Any) -> int:
+        """What it is looked up by: a tensor by its identity, anything else by what it is."""
+        if self.tracer.is_tensor(self):
+            return object.__hash__(self)
+        return hash(self.tracer.held(self))
+
+    def __str__(self: Any) -> str:
+        """The text of what is no tensor, for the example inputs, which the trace is held to."""
+        if self.tracer.is_tensor(self):
+            return repr(self)
+        return str(self.tracer.held(self))
+
+    def __format__(self: Any, how: str) -> str:
+        """Like `__str__`."""
+        if self.tracer.is_tensor(self):
+            return repr(self)
+        return format(self.tracer.held(self), how)
 
     def keys(self: Any) -> Any:
         """The keys of a dictionary; else a call of the method."""
@@ -136,6 +163,10 @@ class TensorProxy(_Recorded, fx.Proxy):
         """Stand for an attribute of it, or a method."""
         if name in ("_is_param", "_is_buffer"):  # what torch asks to tell its own
             return False
+        if name in ("grad", "grad_fn"):
+            raise TraceError(f"it asks for the {name} of a tensor")
+        if name not in NAMES and isinstance(self.tracer.known_value(self), torch.Tensor):
+            raise AttributeError(f"'Tensor' object has no attribute {name!r}")
         return AttributeProxy(self, name)
 
 
@@ -151,8 +182,8 @@ class AttributeProxy(_Recorded, Attribute):
         if self.attr in DICTIONARY_VIEWS and not args:
             value = self.tracer.known_value(self.root)
             if isinstance(value, Mapping):
-                self.tracer.held_length(self.root)  # and each key is read
                 keys = cast("Mapping[Any, Any]", value)
+                self.tracer.held_keys(self.root, list(keys))
                 return [DICTIONARY_VIEWS[self.attr](self.root, key) for key in keys]
         return Attribute.__call__(self, *args, **kwargs)
 
@@ -186,6 +217,7 @@ def _asserted(method: FrameType | None) -> str | None:
 def python_asks(tracer: Any) -> Generator[None]:
     """Have Python's and torch's own functions heed proxies while a forward is traced."""
     own_isinstance: Any = builtins.isinstance
+    own_hasattr = builtins.hasattr
     own_range = builtins.range
 
     def is_instance(instance: Any, kinds: Any) -> bool:
@@ -200,6 +232,11 @@ def python_asks(tracer: Any) -> Generator[None]:
         if type(instance) is not TensorProxy and type(instance) is not AttributeProxy:
             return False
         return tracer.stands_for(instance, kinds)
+
+    def has_attribute(instance: Any, name: str) -> bool:
+        if type(instance) is TensorProxy or type(instance) is AttributeProxy:
+            return tracer.has(instance, name)
+        return own_hasattr(instance, name)
 
     def counted(*bounds: Any) -> range:
         plain = (int(bound) if own_isinstance(bound, fx.Proxy) else bound for bound in bounds)
@@ -244,6 +281,7 @@ def python_asks(tracer: Any) -> Generator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(builtins, "isinstance", is_instance))
+        stack.enter_context(mock.patch.object(builtins, "hasattr", has_attribute))
         stack.enter_context(mock.patch.object(builtins, "range", counted))
         for name, factory in FACTORIES.items():
             patch = recorded if "tensor" in name else sized

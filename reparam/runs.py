@@ -1,6 +1,5 @@
 """Run models on example inputs, without a trace in either: as they are, in float64, on variants."""
 
-import copy
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -12,7 +11,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam.errors import VerificationError, first_line
+from reparam.known import TORCH
 from reparam.state import kept
+from reparam.wrappers import duplicate
+
+DRAWS = 4
+"""How often weights and inputs are rounded in other ways, to see how far off a model may be."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +103,41 @@ def own_outputs(model: nn.Module, inputs: Any) -> Any:
     Raises:
         VerificationError: if it does not take these inputs.
     """
-    return _outputs("the model itself", copy.deepcopy(model), inputs)
+    return _outputs("the model itself", _copied(model), inputs)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy of a model.
+
+    Raises:
+        VerificationError: if it can't be copied.
+    """
+    try:
+        return duplicate(model)
+    except Exception as error:
+        raise VerificationError(
+            f"the model can't be copied, to be run beside the result: {first_line(error)}; "
+            "compile it without example_inputs, or with verify=False"
+        ) from error
 
 
 def _outputs(name: str, model: nn.Module, example_inputs: Any) -> Any:
     args, kwargs = split_inputs(example_inputs)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _alike():
             return model(*_clone(args), **_clone(kwargs))
     except Exception as error:
         raise VerificationError(
             f"{name} does not run on these inputs: {first_line(error)}"
         ) from error
+
+
+@contextmanager
+def _alike() -> Generator[None]:
+    """Let every model draw the same random numbers, and nobody else notice."""
+    with TORCH.random.fork_rng(list(range(torch.cuda.device_count()))):
+        TORCH.manual_seed(0)
+        yield
 
 
 def runs_on(model: nn.Module, inputs: Any) -> bool:
@@ -143,11 +170,11 @@ def _as_it_was(fused: nn.Module) -> Generator[None]:
 def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     """The floating-point outputs, one after the other, of a copy of the model in float64."""
     args, kwargs = split_inputs(example_inputs)
+    wide = _copied(model)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # of what integers become
     try:
-        with torch.no_grad(), _InFloat64():
-            wide = copy.deepcopy(model)
+        with torch.no_grad(), _InFloat64(), _alike():
             for tensor in (*wide.parameters(), *wide.buffers()):
                 tensor.data = _widened(tensor)  # complex ones too, which double() leaves
             return floats(wide(*_double(args), **_double(kwargs)))
@@ -158,6 +185,33 @@ def float64_outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
         ) from error
     finally:
         torch.set_default_dtype(before)
+
+
+def error_of_roundings(model: nn.Module, inputs: Any, dtype: torch.dtype) -> float:
+    """The error of a model, with weights and inputs that are rounded in other ways.
+
+    That is the largest of several, as a root mean square: a single one may have been lucky.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def rounded(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        share = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        nudge = 1 + torch.finfo(dtype).eps * share.to(tensor.device)
+        return (tensor.double() * nudge).to(tensor.dtype)
+
+    exact, worst = float64_outputs(model, inputs), 0.0
+    for _ in range(DRAWS):
+        other = _copied(model)
+        with torch.no_grad():
+            for tensor in (*other.parameters(), *other.buffers()):
+                tensor.copy_(rounded(tensor))
+        found = floats(own_outputs(other, _map(inputs, rounded)))
+        errors = ((a.double() - b).abs() for a, b in zip(found, exact, strict=True))
+        finite = (error[error.isfinite()] for error in errors)
+        worst = max(worst, *(float(e.square().mean().sqrt()) for e in finite if e.numel()), 0.0)
+    return worst
 
 
 class _InFloat64(TorchDispatchMode):

@@ -62,6 +62,11 @@ class RegisteredModel:
     origin: str
 
 
+def is_onnx(source: str) -> bool:
+    """Whether a source is the name of an ONNX file, which there is no model to build from."""
+    return source.lower().endswith(".onnx")
+
+
 def resolve(
     source: str, *, checkpoint: Path | None = None, input_size: tuple[int, ...] | None = None
 ) -> Source:
@@ -80,8 +85,6 @@ def resolve(
     if checkpoint is not None and not checkpoint.is_file():
         raise SourceError(f"there is no checkpoint {checkpoint}")
     kind, colon, name = source.partition(":")
-    if source.lower().endswith(".onnx"):
-        raise SourceError(f"ONNX files can't be compiled yet; give {KINDS}, not {source}")
     if not colon:
         model = _build_registered(source, checkpoint)
     elif kind == "timm":

@@ -1,7 +1,9 @@
 """The attributes of modules, to be put back after their forward was run for what it tells."""
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from types import FunctionType, ModuleType
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
@@ -15,15 +17,23 @@ PLAIN = (tuple, int, float, str)
 """What is the same if it is equal."""
 
 
+DEEPEST = 4
+"""How deep objects of the user's are looked into."""
+
+
 class State:
-    """The attributes of a module, and of its lists and dictionaries, to be put back."""
+    """The attributes of a module, and what is in its lists and other objects, to be put back."""
 
     def __init__(self, module: nn.Module) -> None:
         """Remember them as they are."""
         self.module = module
         self.attributes = dict(vars(module))
-        self.containers = [
-            (value, _copy(value)) for value in self.attributes.values() if _is_container(value)
+        self.held = [
+            (name, holder, _content(holder))
+            for name, value in self.attributes.items()
+            if type(value) not in PLAIN
+            for holder in ([value] if name in OF_TORCH else _holders(value, DEEPEST))
+            if _holds(holder)
         ]
         self.tensors = [
             (name, tensor, tensor._version, tensor.detach().clone())
@@ -35,13 +45,14 @@ class State:
         """Put all back; the name of an attribute that was changed, if one was."""
         now = vars(self.module)
         changed = [name for name in {**now, **self.attributes} if self._differs(name, now)]
-        for container, content in self.containers:
-            empty = not container and not content  # as most are
-            if not empty and list(_items(container)) != list(_items(content)):
-                if not _remembers(container, content):
-                    changed += [n for n, value in self.attributes.items() if value is container]
-                container.clear()
-                getattr(container, "extend" if type(container) is list else "update")(content)
+        for name, holder, content in self.held:
+            inside = _inside(holder)
+            empty = not inside and not content  # as most are
+            if not empty and list(_items(inside)) != list(_items(content)):
+                if not _remembers(inside, content):
+                    changed.append(name)
+                inside.clear()
+                getattr(inside, "extend" if isinstance(content, list) else "update")(content)
         for name, tensor, version, content in self.tensors:
             if tensor._version != version:
                 changed.append(name)
@@ -104,12 +115,41 @@ def is_constant(node: fx.Node) -> bool:
     return all(map(is_constant, node.all_input_nodes))
 
 
-def _is_container(value: Any) -> bool:
-    return type(value) in (list, dict, set)
+def _holds(value: Any) -> bool:
+    """Whether something may come to hold other things: a container, or an object of the user's."""
+    if _contains(value):
+        return True
+    kind: Any = value.__class__
+    foreign = issubclass(kind, (Tensor, nn.Module, fx.Proxy, type, ModuleType, FunctionType))
+    torchs = str(kind.__module__).partition(".")[0] == "torch"
+    return not foreign and not torchs and hasattr(value, "__dict__")
 
 
-def _copy(container: Any) -> Any:
-    return type(container)(container)
+def _content(holder: Any) -> Any:
+    """What is in a container or an object, in a list, a set or a dictionary of its own."""
+    inside = _inside(holder)
+    kind: Any = next((kind for kind in (dict, set) if issubclass(type(inside), kind)), list)
+    return kind(inside)
+
+
+def _inside(holder: Any) -> Any:
+    attributes: Any = getattr(holder, "__dict__", None)
+    return holder if _contains(holder) else attributes
+
+
+def _contains(value: object) -> bool:
+    return isinstance(value, list | dict | set | deque)
+
+
+def _holders(value: Any, depth: int) -> Iterator[Any]:
+    """Something that holds other things, and such things in it."""
+    if not depth or not _holds(value):
+        return
+    yield value
+    content = _content(value)
+    for each in content.values() if hasattr(content, "values") else content:
+        if type(each) not in PLAIN:
+            yield from _holders(each, depth - 1)
 
 
 def _items(container: Any) -> Iterator[Any]:
@@ -123,8 +163,13 @@ def _items(container: Any) -> Iterator[Any]:
 def plain_tensors(model: nn.Module) -> Iterator[Tensor]:
     """The tensors that modules hold beside parameters and buffers, be it in lists."""
     for module in model.modules():
-        for name, value in vars(module).items():
-            yield from _tensors(name, value)
+        yield from tensors_of(module)
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors that one module holds beside parameters and buffers."""
+    for name, value in vars(module).items():
+        yield from _tensors(name, value)
 
 
 def _tensors(name: str, value: Any) -> list[Tensor]:

@@ -3,16 +3,55 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
+from reparam import known
+from reparam.arguments import found
 from reparam.capture import Capture
+
+NORM_BASE: Any = known.TORCH.nn.modules.batchnorm._NormBase
+"""Batch norms and instance norms."""
+
+WRITING = {
+    "batch_norm": ("training", 5, False, ("running_mean", "running_var")),
+    "instance_norm": ("use_input_stats", 5, True, ("running_mean", "running_var")),
+    "embedding": ("max_norm", 3, None, ("weight",)),
+    "embedding_bag": ("max_norm", 3, None, ("weight",)),
+}
+"""Functions that write to what they are given of a model, if an argument asks for it.
+
+That argument, its place and its default; and which are written to: the first, and what follows.
+"""
+
+SHIFTED = (torch.batch_norm, torch.instance_norm)
+"""Those of them that take weights first, and statistics two places later."""
+
+
+def statistics(node: fx.Node) -> list[fx.Node]:
+    """The tensors in which a function keeps what it has seen, or whose norms it sees to."""
+    if known.calls(node) not in WRITING:
+        return []
+    asked, place, default, names = WRITING[known.calls(node) or ""]
+    told = node.args[place] if place < len(node.args) else node.kwargs.get(asked, default)
+    first = 3 if node.target in SHIFTED else 1
+    given = [*node.args[first : first + len(names)], *map(node.kwargs.get, names)]
+    return [] if told is None or told is False else found(given, fx.Node)
+
+
+def _writes(module: Any) -> bool:
+    """Whether one of torch's modules writes to what it keeps itself."""
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return module.max_norm is not None
+    return isinstance(module, NORM_BASE) and module.training and module.track_running_stats
 
 
 def kept_writable(nodes: Iterable[fx.Node], capture: Capture) -> dict[Any, nn.Module | None]:
     """The memory that modules which stay whole keep, and may write to, with the module."""
-    whole = {str(n.target) for n in nodes if n.op == "call_module"} & capture.untraced.keys()
-    modules = map(capture.attribute, whole)
-    return {place_of(tensor): module for module in modules for tensor in _own_tensors(module)}
+    called = {str(node.target) for node in nodes if node.op == "call_module"}
+    modules = {path: capture.attribute(path) for path in called}
+    whole = (m for path, m in modules.items() if path in capture.untraced or _writes(m))
+    return {place_of(tensor): module for module in whole for tensor in _own_tensors(module)}
 
 
 def _own_tensors(module: nn.Module) -> tuple[Tensor, ...]:

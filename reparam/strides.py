@@ -4,9 +4,13 @@
 into what made x, it leaves a view of no `view`. A reshape is the same, and copies where it must.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 from torch import fx
 
-from reparam.arguments import found
+from reparam import known
+from reparam.arguments import found, mapped
 from reparam.capture import Capture, Source
 from reparam.effects import fresh_result
 from reparam.graph import Call
@@ -21,6 +25,11 @@ COPYING = {"view": "reshape", "view_as": "reshape_as"}
 ORDERED, PERMUTED, GAPPED = range(3)
 """How a tensor lies: as whatever makes new memory has it; its axes rearranged; with gaps."""
 
+READING = {
+    "as_strided", "view_as_complex", "view_as_real", "is_contiguous", "stride", "storage_offset",
+}  # fmt: skip
+"""What asks how a tensor lies."""
+
 ELEMENTWISE = ("pointwise", "elementwise", "clamp")
 """What lets axes lie as they do in its input, and closes gaps."""
 
@@ -33,6 +42,7 @@ class Strides:
         self._capture = capture
         self._lies: dict[fx.Node, int] = {}
         self._loose: set[fx.Node] = set()
+        self._read: dict[fx.Node, set[fx.Node]] = {}
 
     def note(self, call: Call) -> None:
         """Tell of a call; of what it reads, it was told before."""
@@ -52,22 +62,33 @@ class Strides:
         else:
             self._lies[call.node] = GAPPED
         pairs = zip(source.inputs, call.inputs, strict=True) if isinstance(source, Source) else ()
-        moved = any(self._changed(traced, now) for traced, now in pairs)
+        moved = {now.node for traced, now in pairs if self._changed(traced, now)}
+        moved |= {x.node for x in call.inputs if x.node in self._loose}
         keeps = elementwise or not fresh(call.value)
-        if keeps and (moved or any(x.node in self._loose for x in call.inputs)):
+        if keeps and moved:
             self._loose.add(call.node)
+        if moved and isinstance(call.value, Opaque) and _reads_strides(call):
+            self._read[call.node] = moved
 
     def method(self, call: Call, name: str) -> str:
         """The method to call: one that takes what the inputs have become."""
         moved = call.node in self._loose or "traced" not in call.node.meta
-        return COPYING.get(name, name) if moved else name
+        return COPYING.get(name, name) if moved and call.node not in self._read else name
+
+    def to_order(self, call: Call) -> set[fx.Node]:
+        """The inputs of a call that have to lie in order, as they did, for it to do the same."""
+        return self._read.get(call.node, set())
 
     def returned(self, results: fx.Node) -> set[fx.Node]:
         """The results of the model that may not lie as they did, by the node that returns them."""
         (own,) = self._capture.graph.find_nodes(op="output")
         pairs = zip(found(own.args, fx.Node), found(results.args, fx.Node), strict=True)
         return {
-            now for traced, now in pairs if now in self._loose or self._changed(traced, Call(now))
+            now
+            for traced, now in pairs
+            # What is not known to be a tensor may have no memory.
+            if (now in self._loose and Call(now).shape is not None)
+            or self._changed(traced, Call(now))
         }
 
     def _changed(self, traced: fx.Node, now: Call) -> bool:
@@ -83,6 +104,20 @@ class Strides:
     def _how(self, call: Call) -> int:
         """How a result lies; sizes, which are told of later, are no tensors."""
         return self._lies.get(call.node, GAPPED if call.node.op == "placeholder" else ORDERED)
+
+
+def _reads_strides(call: Call) -> bool:
+    """Whether what a call does depends on how its inputs lie."""
+    called = known.name(call.value.target) if isinstance(call.value, Opaque) else None
+    return called in READING or (
+        called == "view" and any(map(known.tells_dtype, call.node.args[1:]))
+    )
+
+
+def in_order(inputs: Any, nodes: Iterable[fx.Node]) -> Any:
+    """Arguments of which some tensors are laid out in order first."""
+    ordered = {node: node.graph.call_method("contiguous", (node,)) for node in nodes}
+    return mapped(inputs, fx.Node, lambda node: ordered.get(node, node)) if ordered else inputs
 
 
 def _elementwise(call: Call) -> bool:

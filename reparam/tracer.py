@@ -6,11 +6,10 @@ forward does one of the others stays whole.
 """
 
 import functools
-import operator
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
@@ -20,11 +19,10 @@ from torch.fx.proxy import TraceError, TracerBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import known
-from reparam.arguments import depends_on_inputs, give
-from reparam.example_values import ExampleValues
+from reparam.arguments import give
+from reparam.asked import AskedTracer
 from reparam.meaning import has_meaning
-from reparam.paths import attribute_at
-from reparam.places import calling_line, explained
+from reparam.places import explained
 from reparam.proxies import AttributeProxy, TensorProxy, python_asks
 from reparam.state import State, attributes_of, same_attributes
 
@@ -53,7 +51,7 @@ class _Scopes(OrderedDict[str, Any]):
     __copy__ = dict
 
 
-class Tracer(fx.Tracer):
+class Tracer(AskedTracer):
     """Traces into user modules; torch's own, and whatever can't be traced, stay whole.
 
     Attributes:
@@ -67,16 +65,14 @@ class Tracer(fx.Tracer):
 
     def __init__(self, inputs: Mapping[str, Any] | None = None, method: str = "forward") -> None:
         """Start with nothing traced; `inputs` are examples by the names of arguments."""
-        super().__init__(autowrap_functions=())
+        super().__init__(inputs)
         self.traced_func_name = method
         self.untraced: dict[str, str] = {}
         self.called: dict[str, nn.Module] = {}
         self.module_stack = _Scopes()
         self.tensors: dict[str, Tensor] = {}
-        self.examples = ExampleValues(lambda path: attribute_at(self.root, path), inputs or {})
         self._found: list[tuple[nn.Module, tuple[Any, ...]]] = []
         self._given: dict[int, tuple[Tensor, int]] = {}
-        self._held: dict[fx.Node, fx.Node] = {}
         self._autocast = _autocast()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -211,65 +207,6 @@ class Tracer(fx.Tracer):
         self.called[path] = m
         self._found.append((m, attributes_of(m)))
         return self.create_proxy("call_module", path, args, kwargs)
-
-    def known_value(self, proxy: fx.Proxy) -> Any:
-        """The value for the example inputs, if it is known."""
-        with suppress(TraceError):
-            return self.examples(proxy.node)
-        return None
-
-    def held(self, proxy: fx.Proxy) -> Any:
-        """The value for the example inputs; other inputs have to give the same.
-
-        Raises:
-            TraceError: if it is not known, or in the memory of a tensor.
-        """
-        value = self.examples(proxy.node)
-        if isinstance(value, Tensor):
-            raise TraceError("it depends on the values of a tensor")
-        if isinstance(value, tuple | list | dict):
-            return self.held_length(proxy)
-        self._hold(proxy.node, value)
-        return value
-
-    def held_length(self, proxy: fx.Proxy) -> int:
-        """The number of parts for the example inputs; other inputs have to have as many."""
-        value = self.examples(proxy.node)
-        length = len(value)
-        node = proxy.node
-        if isinstance(value, torch.Size) and node.target in (getattr, "size"):
-            counted = self.create_node("call_method", "dim", (node.args[0],), {})
-        elif isinstance(value, Tensor):
-            counted = self.create_node("call_method", "size", (node, 0), {})
-        else:
-            counted = self.create_node("call_method", "__len__", (node,), {})
-        self._hold(counted, length)
-        return length
-
-    def stands_for(self, proxy: fx.Proxy, kinds: Any) -> bool:
-        """Whether what a proxy stands for is an instance of a type.
-
-        Raises:
-            TraceError: if that can't be told.
-        """
-        kind = self.examples.kind(proxy.node)
-        if kind is None:
-            raise TraceError("it depends on the type of a result; pass example_inputs")
-        return issubclass(Tensor if issubclass(kind, Tensor) else kind, kinds)
-
-    def _hold(self, node: fx.Node, value: Any) -> None:
-        """Assert that a node has a value, unless nothing could give it another one."""
-        if node in self._held and not self._held[node]._erased:
-            return
-        if not depends_on_inputs(node):
-            return
-        message = f"{known.SAME_WAY} at {calling_line()}"
-        condition: Any = node
-        if value is False:
-            value = 0  # which torch.jit.trace can compare a truth with
-        if value is not True:
-            condition = self.create_node("call_function", operator.eq, (node, value), {})
-        self._held[node] = self.create_node("call_function", known.ASSERT, (condition, message), {})
 
     @functools.cached_property
     def _names(self) -> dict[int, str]:

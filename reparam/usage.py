@@ -33,8 +33,13 @@ def called_parts(module: nn.Module) -> Iterator[nn.Module]:
     if "forward" in vars(module):
         return  # it is not that of its class
     functions = [*_functions(type(module)), *_hooks(module)]
-    for name, part in module.named_children():
-        uses = [_uses(function, name) for function in functions]
+    names: dict[nn.Module, list[str]] = {}
+    held: Any = module
+    for name, part in held._modules.items():
+        if part is not None:
+            names.setdefault(part, []).append(name)
+    for part, called in names.items():
+        uses = [_uses(function, name) for function in functions for name in called]
         if None in uses or not any(uses):
             continue
         found = [use for several in uses for use in several or ()]

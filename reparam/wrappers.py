@@ -2,12 +2,14 @@
 
 import copy
 from collections import OrderedDict
+from types import ModuleType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 
 from reparam import known
+from reparam.state import tensors_of
 
 WRAPPERS = {
     "DataParallel": "module",
@@ -86,8 +88,11 @@ def duplicate(content: Any, parts: dict[Any, Any] | None = None) -> Any:
         for value in vars(module).values():
             if type(value) in EMPTIED and not value:  # which `copy.deepcopy` would pickle
                 memo[id(value)] = type(value)()
-            elif isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+            elif isinstance(value, ModuleType):  # of Python's, which nobody copies
+                memo[id(value)] = value
+        for tensor in tensors_of(module):
+            if not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
     return copy.deepcopy(content, memo)
 
 

@@ -1,28 +1,19 @@
 """Assertions about models: compiled and original are the same function."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from reparam.compiler import compile as compile_model
 from reparam.errors import VerificationError
 from reparam.pipelines import Pass
 from reparam.report import report
-from reparam.runs import float64_outputs, floats, own_outputs, runs_on, tensors
+from reparam.runs import own_outputs, runs_on, tensors
 from reparam.testing.arguments import checked_inputs, checked_model, whole
 from reparam.testing.failures import CheckFailed
 from reparam.testing.sameness import State, shared_memory
-from reparam.verify import FLIPPED, Equivalence, verify
-
-DRAWS = 4
-"""How often weights and inputs are rounded in other ways, to see how far off a model may be."""
-
-FARTHER = 4.0
-"""How many times as far off as the worst of these a compiled model of few numbers may be."""
+from reparam.verify import FLIPPED, Equivalence, unlucky, verify
 
 
 def assert_equivalent(model: nn.Module, fused: nn.Module, *inputs: Any) -> None:
@@ -72,56 +63,21 @@ def require_compared(model: nn.Module, inputs: Sequence[Any]) -> None:
 
 
 def difference(model: nn.Module, fused: nn.Module, inputs: Any) -> str | None:
-    """In what a compiled model differs from its original beyond all bad luck, if it does.
+    """In what a compiled model differs from its original, if it does.
 
-    Small models return few numbers, among which unlucky roundings do not even out, and a norm of
-    numbers that are nearly the same makes much of any; a wrong fold is off by far more. In float64
-    there is no luck. Inputs that the model itself refuses are no evidence.
+    Inputs that the model itself refuses are no evidence.
     """
     try:
         found = verify(model, fused, inputs)
     except VerificationError as error:
         return f"on {described(inputs)}: {error}" if runs_on(model, inputs) else None
-    if found.equivalent or _unlucky(found, model, inputs):
+    if found.equivalent or unlucky(found, model, inputs):
         return f"on {described(inputs)}: {_flips(found)}" if found.flipped > FLIPPED else None
     return f"on {described(inputs)}: {found}"
 
 
 def _flips(found: Equivalence) -> str:
     return f"{found.flipped:.0%} of the integers in a result differ"
-
-
-def _unlucky(found: Equivalence, model: nn.Module, inputs: Any) -> bool:
-    """Whether roundings may make such a difference."""
-    dtype: torch.dtype = getattr(torch, found.dtype)
-    if dtype == torch.float64 or not dtype.is_floating_point:
-        return False
-    return found.rmse_fused <= FARTHER * _own(model, inputs, dtype)
-
-
-def _own(model: nn.Module, inputs: Any, dtype: torch.dtype) -> float:
-    """The error of the model itself, with weights and inputs that are rounded in other ways.
-
-    That is the largest of several, as a root mean square: a single one may have been lucky.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def rounded(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        share = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
-        return (tensor.double() * (1 + torch.finfo(dtype).eps * share)).to(tensor.dtype)
-
-    exact, worst = float64_outputs(model, inputs), 0.0
-    for _ in range(DRAWS):
-        other = copy.deepcopy(model)
-        with torch.no_grad():
-            for tensor in (*other.parameters(), *other.buffers()):
-                tensor.copy_(rounded(tensor))
-        found = floats(own_outputs(other, pytree.tree_map_only(Tensor, rounded, inputs)))
-        errors = (a.double() - b for a, b in zip(found, exact, strict=True))
-        worst = max(worst, *(float(error.square().mean().sqrt()) for error in errors))
-    return worst
 
 
 def described(inputs: Any) -> str:

@@ -86,10 +86,6 @@ def test_name_like_no_other_gets_the_kinds_of_source() -> None:
     )
 
 
-def test_onnx_is_not_taken_yet() -> None:
-    assert "ONNX files can't be compiled yet" in refusal("models/net.onnx")
-
-
 def test_checkpoint_of_a_registered_model(tmp_path: Path) -> None:
     model = fastvit_models.create_model("fastvit_t8")
     for tensor in model.state_dict().values():

@@ -1,5 +1,6 @@
 """Models that once compiled to something else, or not at all: each computes the same."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import passes
 import reparam
 from reparam.errors import CaptureError, VerificationError
+from reparam.known import TORCH
 from reparam.verify import EXACT, relative_difference
 from tests.passes.alone import Net
 from tests.randomised import randomised
@@ -624,3 +626,104 @@ def test_bits_that_are_read_in_another_way() -> None:
 def test_parameters_of_no_size() -> None:
     with pytest.raises(CaptureError, match="parameters of no size yet; run it once"):
         reparam.compile(nn.LazyLinear(3).eval())
+
+
+@torch.library.custom_op("reparam_tests::double", mutates_args={"x"})
+def double_in_place(x: Tensor) -> None:
+    x.mul_(2)
+
+
+def by_operator(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    z = y + 0.0
+    TORCH.ops.reparam_tests.double(z)
+    return z - y
+
+
+def by_statistics(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    norm = m.norm
+    return F.batch_norm(y, norm.running_mean, norm.running_var, training=True) + norm(y)
+
+
+def by_mean(m: Any, x: Tensor) -> Tensor:
+    y = m.adapting(m.conv(x))
+    return y - m.adapting.running_mean.view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("forward", [by_operator, by_statistics, by_mean])
+def test_writes_that_no_name_tells_of(forward: Callable[[Any, Tensor], Tensor]) -> None:
+    layers = {"conv": nn.Conv2d(3, 4, 3), "norm": nn.BatchNorm2d(4)}
+    model: Any = Net(forward, adapting=nn.BatchNorm2d(4), **layers).double().eval()
+    model.adapting.train()
+    twin, fused = copy.deepcopy(model), reparam.compile(model)
+    for x in (drawn(0, 2, 3, 6, 6), drawn(1, 2, 3, 6, 6)):
+        assert relative_difference(twin(x), fused(x)) <= EXACT
+
+
+@pytest.mark.parametrize("by_module", [False, True])
+def test_an_embedding_that_sees_to_its_norms(by_module: bool) -> None:
+    """What it writes to, the head reads."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        weight = m.words.weight
+        found = m.words(x) if by_module else F.embedding(x, weight, max_norm=1.0)
+        return F.linear(m.norm(found), weight)
+
+    layers = {"words": nn.Embedding(10, 8, max_norm=1.0 if by_module else None)}
+    model = Net(forward, norm=nn.LayerNorm(8), **layers).double().eval()
+    nn.init.uniform_(model.get_parameter("norm.weight"), 0.5, 2.0)
+    twin, fused = copy.deepcopy(model), reparam.compile(model)
+    x = torch.randint(0, 10, (2, 5), generator=torch.Generator().manual_seed(0))
+    assert relative_difference(twin(x), fused(x)) <= EXACT
+
+
+def test_a_weight_that_learns_to_be_quantized() -> None:
+    """In float64 it would be rounded elsewhere."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        scale, zero = torch.tensor([0.1]), torch.tensor([0.0])
+        quantized = TORCH._fake_quantize_learnable_per_tensor_affine(
+            m.conv.weight, scale, zero, -8, 7, 1.0
+        )
+        return F.conv2d(x, quantized)
+
+    model = Net(forward, conv=nn.Conv2d(3, 4, 3)).eval()
+    nn.init.constant_(model.get_parameter("conv.weight"), 0.35)
+    x = drawn(0, 2, 3, 6, 6).float()
+    assert torch.allclose(reparam.compile(model, x)(x), model(x), rtol=1e-5)
+
+
+def test_a_part_of_two_names() -> None:
+    """By one of them it is called, by the other one looked into."""
+
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = Stem()
+            self.backbone = self.stem
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            if y.mean() > 9:
+                y = y * 0
+            return y + self.backbone.body[0](x)
+
+    model, x = Two().double().eval(), drawn(0, 2, 3, 6, 6)
+    assert relative_difference(model(x), reparam.compile(model)(x)) <= EXACT
+
+
+def test_statistics_far_from_what_the_example_gives() -> None:
+    """A folded bias is large then, and sums that start from it are rounded more."""
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64)).eval()
+    nn.init.normal_(model.get_buffer("1.running_mean"))
+    for seed in range(3):
+        reparam.compile(model, drawn(seed, 2, 64, 32, 32).float())

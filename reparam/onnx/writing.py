@@ -1,0 +1,192 @@
+"""Write a rewritten graph back into the file that it came from.
+
+A node that no pass touched is kept as it is, to the last attribute; only the names of the tensors
+that it reads may change. All else, inputs, outputs, functions, metadata, is carried over.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from torch import fx
+
+from reparam.capture import Source
+from reparam.errors import OnnxError
+from reparam.export_graph import extra
+from reparam.graph import Call, ValueGraph
+from reparam.onnx.graphs import all_names, outer, read_names, renamed
+from reparam.onnx.nodes import Draft, tensor_of, write
+from reparam.onnx.translate import Program
+from reparam.values import Value
+
+Transcribed: TypeAlias = Mapping[Value, Source]
+"""The traced call that a value was, by the value."""
+
+
+class _Writer:
+    """Names the tensors of a graph of values, and adds the nodes that compute them on the way."""
+
+    def __init__(self, program: Program, values: ValueGraph, known: Transcribed) -> None:
+        self.program = program
+        self.values = values
+        self.graph = program.file.proto.graph
+        self.draft = Draft(program.file.opset, all_names(self.graph))
+        self.tensors = {maker: name for name, maker in program.makers.items()}
+        self.named: dict[fx.Node, str] = {}
+        self.kept: dict[int, dict[str, str]] = {}
+        self.transcribed = known
+        traced = [node for node in program.capture.graph.nodes if node.op == "placeholder"]
+        ours = [node for node in values.graph.nodes if node.op == "placeholder"]
+        for node, theirs in zip(ours, traced, strict=True):
+            self.named[node] = self.tensors[theirs]
+
+    def run(self) -> Any:
+        """The new `ModelProto`; weights that lie beside the file are told of as there."""
+        for call in self.values.calls():
+            source = _source(call)
+            if call.node.op != "placeholder" and (
+                source is None or source.node in self.program.origins
+            ):
+                self.name(call)
+        results: Any = self.values.graph.output_node().args[0]
+        return self._assembled([self.name(Call(node)) for node in results])
+
+    def name(self, call: Call) -> str:
+        """The name of a call's result."""
+        if call.node not in self.named:
+            self.named[call.node] = self._written(call)
+        return self.named[call.node]
+
+    def _written(self, call: Call) -> str:
+        source = _source(call)
+        if source is not None:
+            if str(source.node.target) in self.program.constants:
+                return self.program.constants[str(source.node.target)]
+            origin = self.program.origins.get(source.node)
+            read = None if origin is None else self._read(call, source)
+            if origin is not None and read is not None and self._keeps(origin.node, read):
+                return self.tensors.get(source.node, "")
+        like = self.transcribed.get(call.value)
+        if like is not None and like.node in self.program.origins:
+            return self._like(call, like)
+        return write(self.draft, call, [self.name(source) for source in call.inputs])
+
+    def _read(self, call: Call, source: Source) -> dict[str, str] | None:
+        """For the tensors that a call's node reads, what they are called now.
+
+        None if something between it and them was rewritten.
+        """
+        read: dict[str, str] = {}
+        for traced, now in zip(source.inputs, call.inputs, strict=True):
+            if traced in self.tensors:
+                read[self.tensors[traced]] = self.name(now)
+                continue
+            same = _source(now)
+            if same is None or same.node is not traced:
+                return None
+            inner = self._read(now, same)
+            if inner is None:
+                return None
+            read |= inner
+        return read
+
+    def _keeps(self, place: int, read: dict[str, str]) -> bool:
+        """Keep a node of the file, unless it is kept already and reads something else."""
+        if place not in self.kept:
+            self.kept[place] = read
+            self.draft.nodes.append(renamed(self.graph.node[place], read))
+        return self.kept[place] == read
+
+    def _like(self, call: Call, like: Source) -> str:
+        """A node that does what another one did, to something else."""
+        place = self.program.origins[like.node].node
+        node, read = self.graph.node[place], dict[str, str]()
+        for traced, now in zip(like.inputs, call.inputs, strict=True):
+            if traced in self.tensors:
+                read[self.tensors[traced]] = self.name(now)
+        if len(node.output) != 1:
+            raise OnnxError(f"{call.name}: {node.op_type} of several results can't be moved")
+        node = renamed(node, read)
+        node.name = self.draft.fresh(node.name or call.name)
+        node.output[0] = self.draft.fresh(f"{call.name}_output")
+        self.draft.nodes.append(node)
+        return node.output[0]
+
+    def _assembled(self, results: list[str]) -> Any:
+        proto = extra("onnx").ModelProto()
+        proto.CopyFrom(self.program.file.proto)
+        graph = proto.graph
+        nodes = self._with_outputs(results)
+        graph.ClearField("node")
+        graph.node.extend(nodes)
+        evaluated = self._evaluated(nodes)
+        before, after = read_names(self.graph), read_names(graph)
+        gone = before - after - {value.name for value in graph.input}
+        kept = [tensor for tensor in self.graph.initializer if tensor.name not in gone]
+        graph.ClearField("initializer")
+        graph.initializer.extend([*kept, *evaluated, *self.draft.initializers])
+        standing = all_names(graph, told=False)
+        told = [info for info in self.graph.value_info if info.name in standing]
+        graph.ClearField("value_info")
+        graph.value_info.extend(told)
+        notes = [n for n in self.graph.quantization_annotation if n.tensor_name in standing]
+        graph.ClearField("quantization_annotation")
+        graph.quantization_annotation.extend(notes)
+        return proto
+
+    def _evaluated(self, nodes: list[Any]) -> list[Any]:
+        """The constants that nodes of the file computed, and that these read, as initializers."""
+        read = {name for node in nodes for name in (*node.input, *outer(node))}
+        read |= {value.name for value in self.graph.output}
+        held = {tensor.name for tensor in self.graph.initializer}
+        capture = self.program.capture
+        return [
+            tensor_of(name, capture.attribute(path))
+            for path, name in self.program.constants.items()
+            if name in read and name not in held
+        ]
+
+    def _with_outputs(self, results: list[str]) -> list[Any]:
+        """All nodes, the results under the names that the file gives its outputs."""
+        made = {name for node in self.draft.nodes for name in node.output}
+        pairs = [(v.name, have) for v, have in zip(self.graph.output, results, strict=True)]
+        given = {have for want, have in pairs if want == have}
+        others = {want for want, _ in pairs if want in made} - given
+        names = {name: self.draft.fresh(name) for name in others}
+        copied: list[tuple[str, str]] = []
+        for want, have in pairs:
+            if want != have and have in made and have not in given:
+                names[have] = want
+                given.add(have)
+            elif want != have:
+                copied.append((have, want))
+        nodes = [renamed(node, names, outputs=True) for node in self.draft.nodes]
+        helper = extra("onnx.helper")
+        return nodes + [
+            helper.make_node("Identity", [names.get(have, have)], [want], self.draft.fresh(want))
+            for have, want in copied
+        ]
+
+
+def _source(call: Call) -> Source | None:
+    """The traced call that a call is, which no pass made."""
+    return call.node.meta.get("traced")
+
+
+def transcribed(values: ValueGraph) -> Transcribed:
+    """What each value of a graph that no pass has seen yet was in the trace."""
+    sources = ((call.value, _source(call)) for call in values.calls())
+    return {value: source for value, source in sources if source is not None}
+
+
+def written(program: Program, values: ValueGraph, known: Transcribed) -> Any:
+    """The file's `ModelProto` with a rewritten graph.
+
+    Args:
+        program: the file.
+        values: the graph.
+        known: the values that it had before.
+
+    Raises:
+        OnnxError: if something in it is no operator of ONNX.
+    """
+    return _Writer(program, values, known).run()

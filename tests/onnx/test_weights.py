@@ -1,0 +1,174 @@
+"""Weights of every kind and wherever they lie: shared, given as inputs, in files of their own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+import passes
+from reparam import compile_onnx
+from reparam.onnx import saving
+from tests.onnx.files import (
+    IMAGE,
+    Result,
+    batch_norm,
+    draw,
+    model,
+    node,
+    session,
+    statistics,
+    value,
+)
+
+X = draw(2, 4, 9, 8)
+WEIGHTS = {"w": draw(4, 4, 3, 3), **statistics(4)}
+PADS: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+NODES = [node("Conv", "x w", "a", **PADS), batch_norm("a", "y")]
+
+
+def held(proto: onnx.ModelProto) -> set[str]:
+    return {tensor.name for tensor in proto.graph.initializer}
+
+
+def test_a_weight_that_two_layers_read(tmp_path: Path) -> None:
+    """The one with a norm gets a weight of its own, the other keeps the shared one."""
+    nodes = [
+        node("Conv", "x w", "a", **PADS),
+        batch_norm("a", "b"),
+        node("Relu", "b", "c"),
+        node("Conv", "c w", "y", **PADS),
+    ]
+    made = Result(tmp_path, model(nodes, WEIGHTS))
+    assert made.operators == {"Conv": 2, "Relu": 1}
+    assert "w" in held(made.after)
+    assert not held(made.after) & set(statistics(4))
+    made.same(x=X)
+
+
+def test_statistics_that_two_norms_read(tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", "x w", "a", **PADS),
+        batch_norm("a", "b"),
+        node("Relu", "b", "c"),
+        batch_norm("c", "y"),
+    ]
+    made = Result(tmp_path, model(nodes, WEIGHTS))
+    assert made.operators == {"Conv": 1, "Relu": 1, "BatchNormalization": 1}
+    assert set(statistics(4)) < held(made.after)
+    made.same(x=X)
+
+
+def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
+    """It is only a default: who runs the file may give another."""
+    proto = model(NODES, WEIGHTS)
+    proto.graph.input.append(value("w", (4, 4, 3, 3)))
+    made = Result(tmp_path, proto)
+    assert made.operators == {"Conv": 1, "BatchNormalization": 1}
+    assert [each.name for each in made.after.graph.input] == ["x", "w"]
+    made.same(x=X)
+    made.same(x=X, w=draw(4, 4, 3, 3, seed=9))
+
+
+@pytest.mark.parametrize("name", ["float16", "float64", "bfloat16"])
+def test_dtypes(tmp_path: Path, name: str) -> None:
+    kind = getattr(TensorProto, {"float64": "DOUBLE"}.get(name, name.upper()))
+    proto = model(NODES, WEIGHTS)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor).astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for each in (*proto.graph.input, *proto.graph.output):
+        each.type.tensor_type.elem_type = kind
+    made = Result(tmp_path, proto)
+    assert made.operators == {"Conv": 1}
+    assert {tensor.data_type for tensor in made.after.graph.initializer} == {kind}
+    if name != "bfloat16":  # which no kernel of ONNX Runtime's takes here
+        tolerance = {"float16": 2e-3, "float64": 1e-12}[name]
+        made.same(tolerance, x=X.astype(name))
+
+
+def externally(proto: onnx.ModelProto, path: Path, **options: Any) -> None:
+    onnx.save(
+        proto,
+        path,
+        save_as_external_data=True,
+        size_threshold=0,
+        convert_attribute=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_weights_in_files_of_their_own(tmp_path: Path, one: bool) -> None:
+    nodes = [*NODES[:1], batch_norm("a", "b"), node("Conv", "b v", "c"), node("Relu", "c", "d"),
+             node("Conv", "d u", "y")]  # fmt: skip
+    weights = WEIGHTS | {"v": draw(64, 4, 1, 1), "u": draw(64, 64, 1, 1)}
+    options: dict[str, Any] = {"location": "weights.bin"} if one else {}
+    externally(model(nodes, weights), tmp_path / "old.onnx", all_tensors_to_one_file=one, **options)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    made = compile_onnx(tmp_path / "old.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
+    assert made.report.after.operators == {"Conv": 3, "Relu": 1}
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() - before.keys() == {"new.onnx", "new.onnx.data"}
+    assert {name: after[name] for name in before} == before
+    assert len(after["new.onnx"]) < 4096
+    files = [tmp_path / name for name in ("old.onnx", "new.onnx")]
+    old, new = (session(path).run(None, {"x": X})[0] for path in files)
+    assert np.abs(old - new).max() < 1e-4 * np.abs(old).max()
+
+
+def test_a_file_that_replaces_itself(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    externally(model(NODES, WEIGHTS), path, location="model.onnx.data")
+    expected = session(path).run(None, {"x": X})[0]
+    compile_onnx(path, path, passes=passes.DEFAULT)
+    assert [each.op_type for each in onnx.load(path).graph.node] == ["Conv"]
+    found = session(path).run(None, {"x": X})[0]
+    assert np.abs(expected - found).max() < 1e-4 * np.abs(expected).max()
+    assert {each.name for each in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
+
+
+def test_more_than_one_message_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is above 2 GB gets a file for its weights; here, what is above 100 bytes."""
+    monkeypatch.setattr(saving, "LARGEST_FILE", 100)
+    monkeypatch.setattr(saving, "SMALLEST", 16)
+    made = Result(tmp_path, model(NODES, WEIGHTS))
+    assert (tmp_path / "fused.onnx.data").stat().st_size >= 4 * 4 * 9 * 4
+    assert made.made.bytes > (tmp_path / "fused.onnx").stat().st_size
+    made.same(x=X)
+
+
+def test_a_constant_node(tmp_path: Path) -> None:
+    constant = onnx.helper.make_node(
+        "Constant", [], ["w"], "constant", value=numpy_helper.from_array(WEIGHTS["w"], "value")
+    )
+    made = Result(tmp_path, model([constant, *NODES], statistics(4)))
+    assert made.operators == {"Conv": 1}
+    made.same(x=X)
+
+
+def test_an_initializer_that_is_an_output(tmp_path: Path) -> None:
+    proto = model(NODES, WEIGHTS)
+    proto.graph.output.append(value("gamma", (4,)))
+    made = Result(tmp_path, proto)
+    assert made.operators == {"Conv": 1}
+    _, gamma = made.same(x=X)
+    assert np.array_equal(gamma, WEIGHTS["gamma"])
+
+
+def test_a_sparse_weight_stays(tmp_path: Path) -> None:
+    dense = np.zeros((4, 6), np.float32)
+    dense[1, 2], dense[3, 5] = 2.0, -1.0
+    nodes = [node("MatMul", "x s", "m"), batch_norm("m", "y")]
+    proto = model(nodes, statistics(6) | {"s": dense}, {"x": IMAGE[:2]})
+    (kept,) = (tensor for tensor in proto.graph.initializer if tensor.name == "s")
+    proto.graph.initializer.remove(kept)
+    rows = np.flatnonzero(dense)
+    values = numpy_helper.from_array(dense.flatten()[rows], "s")
+    places = numpy_helper.from_array(rows.astype(np.int64), "s_places")
+    proto.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [4, 6]))
+    made = Result(tmp_path, proto)
+    assert list(made.after.graph.sparse_initializer) == list(proto.graph.sparse_initializer)
+    made.same(x=draw(5, 4))
