@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
 from reparam import cli
 from reparam.errors import ExportError, MissingExtraError, VerificationError
+from tests.onnx.files import batch_norm, draw, model, node, statistics
+
+WEIGHTS = {"w": draw(8, 4, 3, 3), **statistics(8)}
 
 SCRIPT = Path(sys.executable).with_name("reparam")
 
@@ -279,3 +283,27 @@ def test_python_m_reparam_is_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "reparam", "explain", "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "Usage: reparam explain" in done.stdout
+
+
+def test_a_file(tmp_path: Path) -> None:
+    """A model that exists only as a file, compiled and explained."""
+    made = model([node("Conv", "x w", "c", kernel_shape=[3, 3]), batch_norm("c", "y")], WEIGHTS)
+    onnx.save(made, tmp_path / "model.onnx")
+    done = reparam("compile", "model.onnx", "-o", "fused.onnx", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 Conv" in done.stdout
+    assert "checked at" in done.stdout
+    assert run_file(tmp_path / "fused.onnx", (2, 4, 9, 8)) == (2, 8, 7, 6)
+    done = reparam("explain", "model.onnx", "--json", folder=tmp_path)
+    result = json.loads(done.stdout)
+    assert result["report"]["after"]["operators"] == {"Conv": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fused.onnx", "model.onnx"]
+
+
+def test_a_file_takes_no_options_of_models(tmp_path: Path) -> None:
+    for option in (["--opset", "18"], ["--input-size", "3,8,8"], ["--checkpoint", "x.pth"]):
+        code, _, stderr = invoke("compile", "model.onnx", "-o", "fused.onnx", *option)
+        assert code == 2
+        assert "does not go with an ONNX file" in stderr
+    code, _, stderr = invoke("explain", str(tmp_path / "absent.onnx"))
+    assert (code, stderr.count("\n")) == (1, 1)
