@@ -122,18 +122,6 @@ class _Recorded:
             return object.__hash__(self)
         return hash(self.tracer.held(self))
 
-    def __str__(self: Any) -> str:
-        """The text of what is no tensor, for the example inputs, which the trace is held to."""
-        if self.tracer.is_tensor(self):
-            return repr(self)
-        return str(self.tracer.held(self))
-
-    def __format__(self: Any, how: str) -> str:
-        """Like `__str__`."""
-        if self.tracer.is_tensor(self):
-            return repr(self)
-        return format(self.tracer.held(self), how)
-
     def keys(self: Any) -> Any:
         """The keys of a dictionary; else a call of the method."""
         return AttributeProxy(self, "keys")()
@@ -172,6 +160,10 @@ class TensorProxy(_Recorded, fx.Proxy):
 
 class AttributeProxy(_Recorded, Attribute):
     """Stands for an attribute, which becomes a node when it is used as a value."""
+
+    def __str__(self) -> str:
+        """What a device or a dtype is called; of sizes, messages are made, which nobody reads."""
+        return str(self.tracer.held(self)) if self.attr in ("device", "dtype") else repr(self)
 
     def __getattr__(self, name: str) -> Any:
         """Stand for an attribute of the attribute."""

@@ -33,7 +33,7 @@ UNLUCKY = 16.0
 """How many times what is allowed may pass for bad luck, where other inputs have less of it."""
 
 FARTHER = 4.0
-"""How many times as far off as the original, its weights rounded otherwise, bad luck may be."""
+"""How many times as far off as either, its weights rounded otherwise, bad luck may be."""
 
 FAR = 0.01
 """The share of its outputs that a float32 model does not lose by rounding (root mean square)."""
@@ -97,7 +97,7 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
     largest error of the fused model may exceed those of the original by a small factor, and by
     half a unit of rounding of the outputs. Where they are a little more than that, both are run on
     variants of the inputs, and the median decides: in a single run few roundings may. If it
-    still is, the measure is what the original makes of weights that are rounded otherwise.
+    still is, the measure is what both make of weights that are rounded otherwise.
 
     Args:
         model: the original, in evaluation mode. It is not changed; a copy runs in float64.
@@ -119,8 +119,9 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
             "in float64, which results are held against, the model itself computes something else: "
             "it may look at its dtype; compile it without example_inputs, or with verify=False"
         )
-    lucky = found.dtype != "float32" or not unlucky(found, model, example_inputs)
-    return found if lucky else replace(found, equivalent=True)
+    if found.dtype in ("float32", "float64") and unlucky(found, model, fused, example_inputs):
+        return replace(found, equivalent=True)
+    return found
 
 
 def _otherwise(found: Equivalence) -> bool:
@@ -130,17 +131,20 @@ def _otherwise(found: Equivalence) -> bool:
     return far and found.rmse_fused < FAR * found.rmse_model
 
 
-def unlucky(found: Equivalence, model: nn.Module, inputs: Any) -> bool:
-    """Whether roundings may make such a difference. In float64 there is no luck.
+def unlucky(found: Equivalence, model: nn.Module, fused: nn.Module, inputs: Any) -> bool:
+    """Whether roundings may make such a difference.
 
     A folded bias is large where a batch norm's mean is, and sums that start from it are rounded
     more; a small model returns few numbers, among which roundings do not even out; and a norm of
-    numbers that are nearly the same makes much of any. A wrong fold is off by far more.
+    numbers that are nearly the same makes much of any: of numbers that are the same, they are all
+    that is left, in float64 too. A wrong fold is off by far more.
     """
     dtype: torch.dtype = getattr(torch, found.dtype)
-    if not 1 < found.excess <= UNLUCKY or dtype == torch.float64:
+    most = inf if dtype == torch.float64 else UNLUCKY
+    if not 1 < found.excess <= most:
         return False
-    return found.rmse_fused <= FARTHER * error_of_roundings(model, inputs, dtype)
+    own = (error_of_roundings(each, inputs, dtype) for each in (model, fused))
+    return found.rmse_fused <= FARTHER * max(own)
 
 
 def judged(runs: Sequence[Run], *, other_runtime: bool = False) -> Equivalence:

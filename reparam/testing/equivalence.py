@@ -71,7 +71,7 @@ def difference(model: nn.Module, fused: nn.Module, inputs: Any) -> str | None:
         found = verify(model, fused, inputs)
     except VerificationError as error:
         return f"on {described(inputs)}: {error}" if runs_on(model, inputs) else None
-    if found.equivalent or unlucky(found, model, inputs):
+    if found.equivalent or unlucky(found, model, fused, inputs):
         return f"on {described(inputs)}: {_flips(found)}" if found.flipped > FLIPPED else None
     return f"on {described(inputs)}: {found}"
 

@@ -727,3 +727,30 @@ def test_statistics_far_from_what_the_example_gives() -> None:
     nn.init.normal_(model.get_buffer("1.running_mean"))
     for seed in range(3):
         reparam.compile(model, drawn(seed, 2, 64, 32, 32).float())
+
+
+@pytest.mark.parametrize("change", ["hook", "forward"])
+def test_a_pool_that_does_something_else(change: str) -> None:
+    """No batch norm goes behind it, though one goes behind any other max pool."""
+    pool: Any = nn.MaxPool2d(2)
+    if change == "hook":
+        pool.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
+    else:
+        vars(pool)["forward"] = lambda x: nn.functional.max_pool2d(x * 2, 2)
+    model = nn.Sequential(nn.BatchNorm2d(3), pool, nn.Conv2d(3, 2, 1))
+    x = drawn(0, 2, 3, 8, 8)
+    model = randomised(model.eval(), x.float()).double()
+    fused = reparam.compile(model, x, passes=passes.DEFAULT)
+    assert relative_difference(model(x), fused(x)) <= EXACT
+    assert not [remark for remark in reparam.report(fused).missed if "differs" in remark.message]
+
+
+def test_results_that_are_nothing_but_roundings() -> None:
+    """A norm of one number is zero, or what is left of the roundings before it."""
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.InstanceNorm2d(4), nn.Conv2d(4, 4, 1)
+    )
+    nn.init.zeros_(model.get_parameter("3.bias"))
+    model = model.double().eval()
+    for seed in range(4):
+        reparam.compile(model, drawn(seed, 1, 4, 1, 2) * 0 + drawn(seed, 1, 4, 1, 1))
