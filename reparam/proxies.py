@@ -161,10 +161,6 @@ class TensorProxy(_Recorded, fx.Proxy):
 class AttributeProxy(_Recorded, Attribute):
     """Stands for an attribute, which becomes a node when it is used as a value."""
 
-    def __str__(self) -> str:
-        """What a device or a dtype is called; of sizes, messages are made, which nobody reads."""
-        return str(self.tracer.held(self)) if self.attr in ("device", "dtype") else repr(self)
-
     def __getattr__(self, name: str) -> Any:
         """Stand for an attribute of the attribute."""
         return AttributeProxy(self, name)

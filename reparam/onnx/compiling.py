@@ -89,7 +89,9 @@ def compile_onnx(
     known = transcribed(values)
     driver = Driver(values, rewrites, verify, remarks or _ignore)
     driver.run()
-    proto = written(program, values, known)
+    # Where nothing was done, not even what was evaluated is written anew.
+    changed = any(remark.kind == "applied" for remark in driver.remarks)
+    proto = written(program, values, known) if changed else file.proto
     try:
         with tempfile.TemporaryDirectory(prefix=".reparam-", dir=place.parent) as folder, quiet():
             files = save(proto, file, Path(folder) / place.name)

@@ -57,3 +57,13 @@ def test_custom_fx_pass() -> None:
     assert re.search(r"missed   approximate_gelu: the whole graph: rolled back: its result", wrong)
     assert "1 GELU" in wrong
     assert all("equivalent: " in text for text in printed.values())
+
+
+def test_onnx_file() -> None:
+    """Its account is a table, with no headings."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "onnx_file.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "BatchNormalization" in done.stdout
+    assert "equivalent: " in done.stdout
