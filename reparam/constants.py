@@ -69,6 +69,8 @@ def evaluate(function: Opaque, args: Any, kwargs: Any) -> tuple[Any, Any]:
     Raises:
         Exception: whatever the call raises, and if it is random or writes to a tensor.
     """
+    if not getattr(function.target, "foldable", True):
+        raise _ImpureError(f"{function.__name__} is left to whoever runs it")
     exact, plain = (
         mapped((args, kwargs), Pair, lambda pair, which=which: pair.contents[which])
         for which in (0, 1)

@@ -35,6 +35,9 @@ An axis of one is shorter than any cut, and is one that `squeeze` removes.
 MOST_PIECES = 4096
 """Of an axis that is longer, nobody wants to know all the pieces."""
 
+NO_SIZE = 2**31 - 1
+"""From here on, a bound stands for the end: no axis is as long."""
+
 
 class _UnknownError(Exception):
     """Something that the result depends on is not known."""
@@ -68,6 +71,7 @@ def probe(
     run = partial(_run, target, args, kwargs, facts, free)
     # A bound cuts what is larger than it.
     bounds = [abs(number) for number in found((args, kwargs), int)]
+    bounds = [bound for bound in bounds if bound < NO_SIZE]
     large = primes_above(max(bounds, default=0), len(free))
     longest = max((_at(size, free, large) for t in tensors for size in t.axes), default=0)
     if known.kind(target) in ("split", "unbind") and longest > MOST_PIECES:

@@ -16,6 +16,8 @@ OF_TORCH = set(vars(nn.Module())) - {"training"}
 PLAIN = (tuple, int, float, str)
 """What is the same if it is equal."""
 
+SIMPLE = (*PLAIN, bool, type(None))
+"""What holds nothing that a forward could change."""
 
 DEEPEST = 4
 """How deep objects of the user's are looked into."""
@@ -28,13 +30,12 @@ class State:
         """Remember them as they are."""
         self.module = module
         self.attributes = dict(vars(module))
-        self.held = [
-            (name, holder, _content(holder))
-            for name, value in self.attributes.items()
-            if type(value) not in PLAIN
-            for holder in ([value] if name in OF_TORCH else _holders(value, DEEPEST))
-            if _holds(holder)
-        ]
+        self.held: list[tuple[str, Any, Any]] = []
+        for name, value in self.attributes.items():
+            if name in OF_TORCH:
+                self.held += [(name, value, value.copy())] if hasattr(value, "copy") else []
+            elif type(value) not in SIMPLE:
+                self.held += [(name, held, _content(held)) for held in _holders(value, DEEPEST)]
         self.tensors = [
             (name, tensor, tensor._version, tensor.detach().clone())
             for name, value in self.attributes.items()
@@ -148,7 +149,7 @@ def _holders(value: Any, depth: int) -> Iterator[Any]:
     yield value
     content = _content(value)
     for each in content.values() if hasattr(content, "values") else content:
-        if type(each) not in PLAIN:
+        if type(each) not in SIMPLE:
             yield from _holders(each, depth - 1)
 
 

@@ -20,6 +20,14 @@ RANDOM = {
 }  # fmt: skip
 """Operators that give something else each time."""
 
+EVALUATED = {
+    "Add", "And", "Cast", "CastLike", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div",
+    "Equal", "Expand", "Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mul", "Neg",
+    "Not", "Or", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub",
+    "Tile", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+"""What sizes and constants are computed with, and is the same in every version and runtime."""
+
 
 @dataclass(frozen=True, eq=False)
 class OnnxOperator(PureFunction):
@@ -63,6 +71,11 @@ class OnnxOperator(PureFunction):
         feed = {name: to_numpy(x) for name, x in zip(self.reads, inputs, strict=True)}
         found = [to_torch(array) for array in evaluator.run(None, feed)]
         return found[0] if len(found) == 1 else tuple(found)
+
+    @property
+    def foldable(self) -> bool:
+        """Whether it may be computed once for all, of constants."""
+        return self.proto.domain in STANDARD and self.proto.op_type in EVALUATED
 
     @property
     def random(self) -> bool:

@@ -71,4 +71,4 @@ def read_names(graph: Any) -> set[str]:
     names = {value.name for value in graph.output}
     for node in graph.node:
         names |= {*node.input, *outer(node)}
-    return names
+    return names - {""}

@@ -119,6 +119,8 @@ def _matmul(site: Site) -> fx.Node | None:
 def _batch_norm(site: Site) -> fx.Node | None:
     if site.attributes.get("training_mode", 0) or site.outputs > 1:
         return None
+    if site.opset < 14 and site.declared > 1:  # by which it was told to train
+        return None
     if any(site.content(i) is None for i in (1, 2, 3, 4)) or (site.rank() or 0) < 2:
         return None
     x, scale, shift, mean, variance = site.inputs[:5]

@@ -15,6 +15,10 @@ PAD_MODES = {
 }  # fmt: skip
 
 
+FARTHEST = 2**31 - 1
+"""A bound that no axis reaches: files have it where they mean the end."""
+
+
 def _mean(site: Site) -> fx.Node | None:
     axes, rank = site.integers(1, "axes"), site.rank()
     if rank is None or (axes is None and site.given(1)) or not site.floating():
@@ -63,7 +67,8 @@ def _slice(site: Site) -> fx.Node | None:
         return None
     index = [slice(None)] * rank
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        index[axis] = slice(start, None if end >= 2**31 - 1 else end, step)
+        first = None if start <= -FARTHEST else min(start, FARTHEST)
+        index[axis] = slice(first, None if end >= FARTHEST else max(end, -FARTHEST), step)
     return site.call(operator.getitem, site.inputs[0], tuple(index))
 
 
@@ -82,7 +87,7 @@ def _reshape(site: Site) -> fx.Node | None:
 
 def _flatten(site: Site) -> fx.Node | None:
     axis, rank = int(site.attributes.get("axis", 1)), site.rank()
-    if axis != 1 or rank is None or rank < 2:
+    if rank is None or rank < 2 or axis % rank != 1:
         return None
     return site.call(torch.flatten, site.inputs[0], 1)
 
@@ -103,7 +108,7 @@ def _shape(site: Site) -> fx.Node | None:
 def _gather(site: Site) -> fx.Node | None:
     """One row of an axis: other indices are nothing that the compiler knows."""
     index, rank = site.content(1), site.rank()
-    if index is None or index.ndim or int(index) < 0 or rank is None:
+    if index is None or index.ndim or rank is None:
         return None
     axis = int(site.attributes.get("axis", 0))
     return site.call(torch.select, site.inputs[0], axis % rank, int(index))

@@ -19,6 +19,7 @@ class Site:
         opset: the version of the standard operators.
         inputs: what computes them in the traced graph; None for one that is left out.
         outputs: how many of its results somebody reads, or may.
+        declared: how many have a name.
         facts: of the inputs.
         contents: of those that are constants.
         graph: where calls are added.
@@ -30,6 +31,7 @@ class Site:
     opset: int
     inputs: tuple[fx.Node | None, ...]
     outputs: int
+    declared: int
     facts: tuple[TensorFacts | None, ...]
     contents: tuple[Tensor | None, ...]
     graph: fx.Graph

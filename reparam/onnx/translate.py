@@ -19,10 +19,13 @@ from reparam.learned import Told
 from reparam.onnx.carried import STANDARD, OnnxOperator
 from reparam.onnx.graphs import outer, read_names
 from reparam.onnx.operators import RULES
-from reparam.onnx.reading import OnnxFile
-from reparam.onnx.shapes import SMALL, facts_of, skeleton
+from reparam.onnx.reading import DTYPES, OnnxFile
+from reparam.onnx.shapes import facts_of, skeleton
 from reparam.onnx.site import Site
 from reparam.sizes import Size, SymbolTable
+
+LARGEST = 2**16
+"""Elements of a constant that is spelt out, if it is computed from fewer."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,14 @@ class _Translator:
             self._constant(proto.output[0], tensor)
             return
         found: fx.Node | None = None
-        if standard and proto.op_type == "Split":
-            if self._split(place, proto, attributes):
-                return
-        elif standard and proto.op_type in RULES:
-            try:
+        try:
+            if standard and proto.op_type == "Split":
+                if self._split(place, proto, attributes):
+                    return
+            elif standard and proto.op_type in RULES:
                 found = RULES[proto.op_type](self._site(proto, attributes))
-            except (LookupError, TypeError, ValueError):
-                found = None  # it is written in a way that no rule foresaw
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+            found = None  # it is written in a way that no rule foresaw
         if found is None:
             self._opaque(place, proto)
             return
@@ -166,6 +169,7 @@ class _Translator:
             self.file.opset,
             makers,
             1 + max((i for i, name in enumerate(proto.output) if name in self.read), default=0),
+            sum(bool(name) for name in proto.output),
             tuple(self.facts.get(name) for name in proto.input),
             contents,
             self.graph,
@@ -173,11 +177,14 @@ class _Translator:
         )
 
     def _evaluate(self, node: fx.Node, name: str) -> None:
-        """Compute what no input has a part in, and is no larger than what it is made of.
+        """Compute what no input has a part in: it is a constant then, of that name.
 
-        It is a constant then, of that name.
+        Files spread a number over a few thousand channels; what is larger than that, and than what
+        it is made of, is left to whoever runs the file.
         """
         given = sum(self.contents[source].numel() for source in node.all_input_nodes)
+        if isinstance(node.target, OnnxOperator) and not node.target.foldable:
+            return
         try:
             args, kwargs = fx.map_arg((node.args, node.kwargs), self.contents.__getitem__)
             target: Any = node.target
@@ -186,7 +193,8 @@ class _Translator:
                 content = called(*args, **kwargs)
         except Exception:
             return  # it is computed then when the file runs
-        if isinstance(content, Tensor) and content.numel() <= max(SMALL, given):
+        known = isinstance(content, Tensor) and content.dtype in DTYPES.values()
+        if known and content.numel() <= max(LARGEST, given):
             del self.origins[node]
             self.makers[name] = self._held(content, name)
             self.constants[str(self.makers[name].target)] = name
@@ -200,6 +208,8 @@ class _Translator:
         if rank is None or facts is None:
             return False
         size = facts.axes[axis]
+        if size.known and not size.factor:
+            return False
         if lengths is None and not site.given(1) and size.known:
             most = -(-size.factor // len(proto.output))
             lengths = [min(most, size.factor - at) for at in range(0, size.factor, most)]

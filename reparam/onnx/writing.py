@@ -22,6 +22,20 @@ Transcribed: TypeAlias = Mapping[Value, Source]
 """The traced call that a value was, by the value."""
 
 
+LOWEST_IR = 4
+"""Before, every initializer had to be an input as well."""
+
+
+def _trained(proto: Any) -> set[str]:
+    """What a file says of its own training names."""
+    names = set[str]()
+    for info in proto.training_info:
+        names |= all_names(info.initialization) | all_names(info.algorithm)
+        for bound in (*info.initialization_binding, *info.update_binding):
+            names |= {bound.key, bound.value}
+    return names
+
+
 class _Writer:
     """Names the tensors of a graph of values, and adds the nodes that compute them on the way."""
 
@@ -120,10 +134,11 @@ class _Writer:
         graph.node.extend(nodes)
         evaluated = self._evaluated(nodes)
         before, after = read_names(self.graph), read_names(graph)
-        gone = before - after - {value.name for value in graph.input}
+        gone = before - after - {value.name for value in graph.input} - _trained(proto)
         kept = [tensor for tensor in self.graph.initializer if tensor.name not in gone]
         graph.ClearField("initializer")
         graph.initializer.extend([*kept, *evaluated, *self.draft.initializers])
+        proto.ir_version = max(proto.ir_version, LOWEST_IR)
         standing = all_names(graph, told=False)
         told = [info for info in self.graph.value_info if info.name in standing]
         graph.ClearField("value_info")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.onnx.files import IMAGE, Result, batch_norm, draw, model, node, statistics, value
@@ -161,3 +162,58 @@ def test_integers_stay_integers(tmp_path: Path) -> None:
     made = Result(tmp_path, model(nodes, weights, {"x": (3,)}, kind=TensorProto.INT64))
     assert made.operators == {"Add": 1, "Div": 1}
     made.same(x=np.array([-7, 0, 4]))
+
+
+def test_constants_that_versions_differ_on_are_left(tmp_path: Path) -> None:
+    """Before version 13, a softmax runs over all axes from one on."""
+    nodes = [
+        node("Softmax", "p", "q"),
+        node("ReduceMean", "q", "r", axes=[2], keepdims=1),
+        *FUSED,
+        node("Mul", "b r", "y"),
+    ]
+    made = Result(tmp_path, model(nodes, {"p": draw(1, 4, 6, 1), **WEIGHTS}, opset=12))
+    made.same(x=X)
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+def test_quantized_weights_stay_quantized(tmp_path: Path, opset: int) -> None:
+    weights = WEIGHTS | {"s": np.array(0.02, np.float32)}
+    nodes = [
+        node("QuantizeLinear", "w s", "q"),
+        node("DequantizeLinear", "q s", "v"),
+        node("Conv", "x v", "a", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        batch_norm("a", "y"),
+    ]
+    made = Result(tmp_path, model(nodes, weights, opset=opset))
+    assert made.operators["QuantizeLinear"] == made.operators["DequantizeLinear"] == 1
+    made.same(x=X)
+
+
+def test_types_that_torch_does_not_know(tmp_path: Path) -> None:
+    nodes = [
+        *FUSED,
+        node("Relu", "b", "y"),
+        node("Cast", "k", "u", to=TensorProto.UINT16),
+        node("Identity", "u", "z"),
+    ]
+    weights = WEIGHTS | {"k": np.array([1, 2, 3])}
+    made = Result(tmp_path, model(nodes, weights, outputs=("y", "z"), opset=21))
+    assert "BatchNormalization" not in made.operators
+    made.same(x=X)
+
+
+def test_what_trains_the_file(tmp_path: Path) -> None:
+    proto = model([*FUSED, node("Relu", "b", "y")], WEIGHTS)
+    told = proto.training_info.add()
+    told.update_binding.add(key="w", value="stepped")
+    made = Result(tmp_path, proto)
+    assert "w" in {tensor.name for tensor in made.after.graph.initializer}
+
+
+def test_inputs_and_outputs_that_are_left_out(tmp_path: Path) -> None:
+    drop = helper.make_node("Dropout", ["a"], ["d", ""], "drop")
+    nodes = [CONV, drop, batch_norm("d", "b"), node("Clip", "b - top", "y")]
+    made = Result(tmp_path, model(nodes, WEIGHTS | {"top": np.array(1, np.float32)}, opset=13))
+    assert made.operators == {"Conv": 1, "Clip": 1}
+    made.same(x=X)

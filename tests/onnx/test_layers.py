@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from reparam import OnnxError
-from tests.onnx.files import Array, Result, batch_norm, draw, model, node, statistics
+from tests.onnx.files import IMAGE, Array, Result, batch_norm, draw, model, node, statistics
 
 X = draw(2, 4, 9, 8)
 TOKENS = ("n", 4)
@@ -262,3 +262,45 @@ def test_what_is_fixed_by_the_file(tmp_path: Path) -> None:
     assert made.made.checked == ("1×4×8×8",)
     assert made.made.equivalence is not None
     assert made.made.equivalence.equivalent
+
+
+def test_a_batch_norm_that_older_files_tell_to_train(tmp_path: Path) -> None:
+    """Before version 14 it trains if it has five results, be they read or not."""
+    weights = {"w": draw(4, 4, 3, 3), **statistics(4)}
+    norm = node("BatchNormalization", "c gamma beta mean variance", "y m v sm sv")
+    made = Result(tmp_path, model([node("Conv", "x w", "c", **CONV), norm], weights, opset=11))
+    assert made.operators == {"Conv": 1, "BatchNormalization": 1}
+
+
+def test_bounds_that_stand_for_the_ends(tmp_path: Path) -> None:
+    weights = {"w": draw(4, 4, 3, 3), **statistics(4), "a": np.array([3])}
+    weights |= {"s": np.array([-(2**63)]), "e": np.array([2**63 - 1])}
+    nodes = [node("Slice", "x s e a", "d"), node("Conv", "d w", "c"), batch_norm("c", "y")]
+    made = Result(tmp_path, model(nodes, weights))
+    assert made.operators.get("BatchNormalization") is None
+    made.same(x=X)
+
+
+def test_pieces_of_nothing(tmp_path: Path) -> None:
+    weights = {"w": draw(4, 4, 3, 3), **statistics(4)}
+    nodes = [
+        node("Conv", "x w", "c"), batch_norm("c", "y"), node("Split", "e", "a q", axis=0),
+    ]  # fmt: skip
+    inputs = {"x": IMAGE, "e": (0, 3)}
+    made = Result(tmp_path, model(nodes, weights, inputs, ("y", "a", "q"), opset=13))
+    assert made.operators == {"Conv": 1, "Split": 1}
+
+
+def test_files_of_the_oldest_kind(tmp_path: Path) -> None:
+    """Whose initializers all are inputs, so that constants are nodes."""
+    weights = {"w": draw(4, 4, 3, 3), **statistics(4)}
+    constants = [
+        onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(array))
+        for name, array in weights.items()
+    ]
+    nodes = [*constants, node("Conv", "x w", "c", **CONV), batch_norm("c", "y")]
+    proto = model(nodes, {}, opset=11)
+    proto.ir_version = 3
+    made = Result(tmp_path, proto)
+    assert made.operators == {"Conv": 1}
+    made.same(x=X)
