@@ -87,9 +87,10 @@ def _reshape(site: Site) -> fx.Node | None:
 
 def _flatten(site: Site) -> fx.Node | None:
     axis, rank = int(site.attributes.get("axis", 1)), site.rank()
-    if rank is None or rank < 2 or axis % rank != 1:
+    if rank is None or rank < 2 or axis % rank not in (1, rank - 1):
         return None
-    return site.call(torch.flatten, site.inputs[0], 1)
+    ends = (1,) if axis % rank == 1 else (0, rank - 2)
+    return site.call(torch.flatten, site.inputs[0], *ends)
 
 
 def _transpose(site: Site) -> fx.Node | None:

@@ -1,16 +1,26 @@
 """What a file tells of its tensors, and ONNX's own inference of what follows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from reparam.errors import OnnxError, first_line
 from reparam.export_graph import extra
 from reparam.facts import TensorFacts
+from reparam.onnx.arrays import to_numpy
 from reparam.onnx.reading import DTYPES, OnnxFile, external, tensors
 from reparam.sizes import Size, SymbolTable
 
 SMALL = 1024
 """Elements of tensors that sizes may be computed from: those of larger ones are not looked at."""
+
+
+LOWEST_IR = 4
+"""Before, every initializer had to be an input as well."""
+
+UNINFERRED = ("HardSwish", "Mish")
+"""Functions of single elements whose sizes ONNX's own inference does not tell."""
 
 
 def skeleton(proto: Any) -> Any:
@@ -30,11 +40,31 @@ def skeleton(proto: Any) -> Any:
     return copy
 
 
-def facts_of(file: OnnxFile, symbols: SymbolTable) -> Iterator[tuple[str, TensorFacts]]:
-    """What the file tells of its inputs, and ONNX's inference of shapes of what follows."""
+def facts_of(
+    file: OnnxFile, symbols: SymbolTable, constants: Mapping[str, Tensor]
+) -> Iterator[tuple[str, TensorFacts]]:
+    """What the file tells of its inputs, and ONNX's inference of shapes of what follows.
+
+    Args:
+        file: the file.
+        symbols: of its sizes.
+        constants: what some of its nodes are known to compute.
+    """
     onnx = extra("onnx")
+    plain = skeleton(file.proto)
+    plain.ir_version = max(plain.ir_version, LOWEST_IR)
+    kept = [node for node in plain.graph.node if not constants.keys() & set(node.output)]
+    del plain.graph.node[:]
+    plain.graph.node.extend(kept)
+    plain.graph.initializer.extend(
+        onnx.numpy_helper.from_array(to_numpy(content), name) for name, content in constants.items()
+    )
+    for node in plain.graph.node:
+        if node.op_type in UNINFERRED and not node.domain:
+            node.op_type = "Relu"
+            node.ClearField("attribute")
     try:
-        graph = onnx.shape_inference.infer_shapes(skeleton(file.proto), data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(plain, data_prop=True).graph
     except Exception as error:
         raise OnnxError(f"{file.path} is not valid: {first_line(error)}") from error
     inputs = {value.name for value in graph.input}

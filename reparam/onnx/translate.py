@@ -5,6 +5,7 @@ that what no pass touches is written back as it was.
 """
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ class Program:
 
 
 class _Translator:
-    def __init__(self, file: OnnxFile) -> None:
+    def __init__(self, file: OnnxFile, constants: Mapping[str, Tensor]) -> None:
         self.file = file
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
@@ -72,7 +73,7 @@ class _Translator:
         self.makers: dict[str, fx.Node] = {}
         self.origins: dict[fx.Node, Origin] = {}
         self.symbols = SymbolTable()
-        self.facts = dict(facts_of(file, self.symbols))
+        self.facts = dict(facts_of(file, self.symbols, constants))
         self.read = read_names(file.proto.graph)
 
     def run(self) -> Program:
@@ -241,8 +242,19 @@ def translated(file: OnnxFile) -> Program:
     Raises:
         OnnxError: if it is not valid.
     """
+    held = {tensor.name for tensor in file.proto.graph.initializer}
+    computed: dict[str, Tensor] = {}
     try:
-        return _Translator(file).run()
+        while True:  # sizes follow from constants, and more constants from these
+            program = _Translator(file, computed).run()
+            found = {
+                name: program.capture.attribute(path)
+                for path, name in program.constants.items()
+                if name not in held
+            }
+            if found.keys() <= computed.keys():
+                return program
+            computed |= found
     except OnnxError:
         raise
     except Exception as error:

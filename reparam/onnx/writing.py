@@ -15,15 +15,12 @@ from reparam.export_graph import extra
 from reparam.graph import Call, ValueGraph
 from reparam.onnx.graphs import all_names, outer, read_names, renamed
 from reparam.onnx.nodes import Draft, tensor_of, write
+from reparam.onnx.shapes import LOWEST_IR
 from reparam.onnx.translate import Program
 from reparam.values import Value
 
 Transcribed: TypeAlias = Mapping[Value, Source]
 """The traced call that a value was, by the value."""
-
-
-LOWEST_IR = 4
-"""Before, every initializer had to be an input as well."""
 
 
 def _trained(proto: Any) -> set[str]:
