@@ -104,7 +104,7 @@ class Call:
     @property
     def shape(self) -> TensorFacts | None:
         """The facts, where the result is known to be a tensor."""
-        facts = self.node.meta.get("facts")
+        facts = self.facts
         return facts if type(facts) is TensorFacts else None
 
     def __lt__(self, other: "Call") -> bool:

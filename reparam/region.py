@@ -189,7 +189,7 @@ def _candidates(
 
 def _same_kind(root: Call, call: Call) -> None:
     """Refuse to mix dtypes, which rounds differently from the original, and devices."""
-    operands = {shape and shape.dtype for shape in [source.shape for source in call.inputs]}
+    operands = {source.shape and source.shape.dtype for source in call.inputs}
     dtypes = {shape.dtype for shape in (root.shape, call.shape) if shape is not None} | operands
     summed = isinstance(call.value, Sum)
     if summed and not all(map(_floating, dtypes)):  # integers, which no convolution would tell of

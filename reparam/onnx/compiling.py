@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,7 @@ def _rewrites(passes: Sequence[Pass] | None) -> tuple[Rewrite, ...]:
 
 def counts(proto: Any) -> Counts:
     """The nodes of a file's graph, by their operators, and the elements of its weights."""
-    total = 0
-    for tensor in proto.graph.initializer:
-        elements = 1
-        for size in tensor.dims:
-            elements *= size
-        total += elements
+    total = sum(prod(tensor.dims) for tensor in proto.graph.initializer)
     return Counts(dict(Counter(node.op_type for node in proto.graph.node)), total)
 
 

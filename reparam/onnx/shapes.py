@@ -1,6 +1,7 @@
 """What a file tells of its tensors, and ONNX's own inference of what follows."""
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,6 @@ from reparam.sizes import Size, SymbolTable
 
 SMALL = 1024
 """Elements of tensors that sizes may be computed from: those of larger ones are not looked at."""
-
 
 LOWEST_IR = 4
 """Before, every initializer had to be an input as well."""
@@ -30,10 +30,7 @@ def skeleton(proto: Any) -> Any:
     copy.CopyFrom(proto)
     del copy.graph.value_info[:]
     for tensor in tensors(copy):
-        count = 1
-        for size in tensor.dims:
-            count *= size
-        if count > SMALL and not external(tensor):
+        if prod(tensor.dims) > SMALL and not external(tensor):
             for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
                 tensor.ClearField(name)
             tensor.data_location = onnx.TensorProto.EXTERNAL

@@ -118,7 +118,11 @@ class _Translator:
         content = self.file.content(tensor)
         if content is None:
             self._unread(name)
-            return
+        else:
+            self._known(name, content)
+
+    def _known(self, name: str, content: Tensor) -> None:
+        """A tensor of the file is a constant."""
         self.makers[name] = self._held(content, name)
         self.constants[str(self.makers[name].target)] = name
         self.facts[name] = TensorFacts(tuple(map(Size, content.shape)), True, content.dtype)
@@ -197,9 +201,7 @@ class _Translator:
         known = isinstance(content, Tensor) and content.dtype in DTYPES.values()
         if known and content.numel() <= max(LARGEST, given):
             del self.origins[node]
-            self.makers[name] = self._held(content, name)
-            self.constants[str(self.makers[name].target)] = name
-            self.facts[name] = TensorFacts(tuple(map(Size, content.shape)), True, content.dtype)
+            self._known(name, content)
 
     def _split(self, place: int, proto: Any, attributes: dict[str, Any]) -> bool:
         """Translate a split into pieces of known lengths."""
