@@ -40,3 +40,16 @@ def depends_on_inputs(node: fx.Node) -> bool:
             seen.add(source)
             pending.extend(source.all_input_nodes)
     return False
+
+
+def dismantle(*graphs: fx.Graph) -> None:
+    """Free graphs that nobody will look at again.
+
+    Their nodes hold each other, and the search for such cycles would take longer.
+    """
+    for graph in graphs:
+        nodes: Any = reversed(graph.nodes)
+        for node in nodes:  # each still holds the one before it, as do its arguments
+            node._remove_from_list()
+            node.users.clear()
+        vars(graph).clear()

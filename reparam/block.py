@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import fx, nn
 
 from reparam import known
+from reparam.arguments import dismantle
 from reparam.capture import Capture, capture, modules_of
 from reparam.driver import Driver, Listener, Verify
 from reparam.effects import copy_what_leaves
@@ -112,6 +113,7 @@ class Block:
                 self._say(remark)
         fused = lower(values, captured, self._compiled_parts(captured))
         keep_interface(model, fused)
+        dismantle(captured.graph, values.graph)
         for message in _assertions(fused.graph):
             self._say(Remark("analysis", "capture", "", message))
         self.fused, self.after = fused, count(fused, fused.graph, fused.get_submodule)
@@ -129,6 +131,8 @@ class Block:
 
     def _compiled_parts(self, captured: Capture) -> dict[int, nn.Module]:
         """Compiled parts of the modules that stay whole, by the identity of the original."""
+        if not captured.untraced:
+            return {}
         targets = {str(node.target) for node in captured.graph.nodes if node.op != "call_function"}
         entered = {folder for target in targets for folder in prefixes(target)[:-1]}
         whole = [path for path in captured.untraced if path in targets]

@@ -11,10 +11,10 @@ class cached(Generic[T]):  # noqa: N801 - it is used as the function that functo
 
     def __init__(self, function: Callable[[Any], T]) -> None:
         """Take the function of the instance, after which the property is called."""
-        self._function = function
+        self._function, self._name = function, function.__name__
         self.__doc__ = function.__doc__
 
     def __get__(self, instance: Any, owner: Any = None) -> T:
         """The result, which from now on is an attribute of the instance."""
-        result = vars(instance)[self._function.__name__] = self._function(instance)
+        result = instance.__dict__[self._name] = self._function(instance)
         return result

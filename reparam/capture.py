@@ -60,9 +60,8 @@ def path_of(node: fx.Node) -> str:
     """Where the call stands in the model, for names and remarks."""
     if node.op == "call_module" or "name" in node.meta:
         return str(node.meta.get("name", node.target))
-    stack = node.meta.get("nn_module_stack")
-    owner = next(reversed(stack.values()))[0] if stack else ""
-    return f"{owner}.{node.name}" if owner else node.name
+    owner = node.meta.get("nn_module_stack")  # as the tracer copies it
+    return f"{owner}.{node.name}" if owner and isinstance(owner, str) else node.name
 
 
 def modules_of(model: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -83,7 +82,9 @@ def checked(model: Any) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise CaptureError(f"compile takes a torch.nn.Module, not {type(model).__name__}")
-    if any(map(known.TORCH.nn.parameter.is_lazy, model.parameters())):
+    lazy = known.TORCH.nn.parameter.is_lazy
+    modules: Iterator[Any] = model.modules()
+    if any(lazy(p) for module in modules for p in module._parameters.values()):
         raise CaptureError("the model has parameters of no size yet; run it once")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(

@@ -48,7 +48,8 @@ class _Queue:
     def push(self, call: Call, order: int) -> None:
         """Let a call wait for a pass or a later one, unless it waits for an earlier one."""
         node = call.node
-        order = self._following(type(call.value))[order]
+        kind = type(call.value)
+        order = (self._next.get(kind) or self._following(kind))[order]
         if order < self._order.get(node, len(self._waiting)):
             self._order[node] = order
             self._first = min(self._first, order)
@@ -61,12 +62,11 @@ class _Queue:
 
     def _following(self, kind: type[Value]) -> list[int]:
         """For each pass, and past the end, the first from there on that is on values of a kind."""
-        if kind not in self._next:
-            following = [len(self._passes)]
-            for order, rule in reversed([*enumerate(self._passes)]):
-                following.insert(0, order if issubclass(kind, rule.on) else following[0])
-            self._next[kind] = following
-        return self._next[kind]
+        following = [len(self._passes)]
+        for order, rule in reversed([*enumerate(self._passes)]):
+            following.insert(0, order if issubclass(kind, rule.on) else following[0])
+        self._next[kind] = following
+        return following
 
     def pop(self) -> tuple[Call, int] | None:
         """The next call, and the number of the pass that it waits for; None at the end."""
@@ -123,7 +123,6 @@ class Driver:
         for node in sorted(self._missed):
             for rule, why in self._missed[node].items():
                 self._say("missed", rule, Call(node).name, *why)
-        self.values.graph.lint()
         return self.remarks
 
     def _enqueue(self, calls: Iterable[Call]) -> None:

@@ -54,12 +54,13 @@ class Call:
     @property
     def inputs(self) -> tuple["Call", ...]:
         """The calls in argument position, one entry per position: `add(x, x)` has two."""
-        args, kwargs = self.node.args, self.node.kwargs
-        known = self.node.meta.get("inputs")
+        node: Any = self.node
+        # Past fx's properties, which take longer than all else here.
+        args, kwargs, known = node._args, node._kwargs, node.meta.get("inputs")
         if known is None or known[0] is not args or known[1] is not kwargs:
             known = args, kwargs, tuple(map(Call, found((args, kwargs), fx.Node)))
-            if self.node.op == "call_function":  # what is copied would keep the whole graph alive
-                self.node.meta["inputs"] = known
+            if node.op == "call_function":  # what is copied would keep the whole graph alive
+                node.meta["inputs"] = known
         return known[2]
 
     @property
@@ -104,8 +105,7 @@ class Call:
     @property
     def shape(self) -> TensorFacts | None:
         """The facts, where the result is known to be a tensor."""
-        facts = self.facts
-        return facts if type(facts) is TensorFacts else None
+        return facts if type(facts := self.facts) is TensorFacts else None
 
     def __lt__(self, other: "Call") -> bool:
         """Whether this one runs before the other."""

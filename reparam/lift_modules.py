@@ -187,7 +187,9 @@ def per_axis(value: Any, n: int) -> tuple[int, ...]:
 
 def plain_data(tensor: Any) -> Any:
     """The numbers of a tensor of a layer, None for none."""
-    return None if tensor is None else tensor.detach()
+    if tensor is None or (type(tensor) is Tensor and not tensor.requires_grad):
+        return tensor
+    return tensor.detach()
 
 
 def require_real(tensor: Any) -> None:

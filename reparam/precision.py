@@ -47,9 +47,11 @@ def modest(constant: Tensor, conv: Conv) -> bool:
 
 def _require_cast(tensor: Tensor, dtype: torch.dtype) -> None:
     """Refuse a tensor that a dtype does not hold."""
-    limits = torch.finfo(dtype)
+    limits, measure = torch.finfo(dtype), TORCH.linalg.vector_norm
+    if tensor.ndim < 2 and float(measure(tensor, dtype=torch.float64)) <= limits.max:
+        return
     rows = tensor.flatten(1) if tensor.ndim > 1 else tensor.reshape(1, -1)
-    lengths: Tensor = TORCH.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    lengths: Tensor = measure(rows, dim=1, dtype=torch.float64)
     # What is not too long has no element that is too large, and no row that is not tiny underflows.
     least = limits.tiny * rows.shape[1] ** 0.5 if tensor.ndim > 1 else 0.0
     low, high = map(float, lengths.aminmax()) if lengths.numel() else (0.0, 0.0)

@@ -189,8 +189,9 @@ def _candidates(
 
 def _same_kind(root: Call, call: Call) -> None:
     """Refuse to mix dtypes, which rounds differently from the original, and devices."""
-    operands = {source.shape and source.shape.dtype for source in call.inputs}
-    dtypes = {shape.dtype for shape in (root.shape, call.shape) if shape is not None} | operands
+    operands = {(shape := source.shape) and shape.dtype for source in call.inputs}
+    results = {shape.dtype for each in (root, call) if (shape := each.shape) is not None}
+    dtypes = operands | results
     summed = isinstance(call.value, Sum)
     if summed and not all(map(_floating, dtypes)):  # integers, which no convolution would tell of
         if len(call.inputs) > 1 and len(operands) == 1 and all(map(_floating, operands)):

@@ -225,7 +225,7 @@ def count(root: nn.Module, graph: fx.Graph, lookup: Callable[[str], nn.Module]) 
         if node.op == "call_module":
             operators[type(lookup(str(node.target))).__name__] += 1
         elif node.op in ("call_function", "call_method"):
-            operators[getattr(node.target, "__name__", str(node.target))] += 1
+            operators[getattr(node.target, "__name__", None) or str(node.target)] += 1
     parameters = sum(parameter.numel() for parameter in root.parameters())
     return Counts(dict(sorted(operators.items())), parameters)
 

@@ -1,7 +1,8 @@
 """The attributes of modules, to be put back after their forward was run for what it tells."""
 
+import operator
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any, cast
@@ -45,7 +46,9 @@ class State:
     def restore(self) -> str | None:
         """Put all back; the name of an attribute that was changed, if one was."""
         now = vars(self.module)
-        changed = [name for name in {**now, **self.attributes} if self._differs(name, now)]
+        changed: list[str] = []
+        if [*now] != [*self.attributes] or not _identical(now.values(), self.attributes.values()):
+            changed = [name for name in {**now, **self.attributes} if self._differs(name, now)]
         for name, holder, content in self.held:
             inside = _inside(holder)
             empty = not inside and not content  # as most are
@@ -78,10 +81,17 @@ def attributes_of(module: Any) -> tuple[Any, ...]:
 
 def same_attributes(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
     """Whether attributes are the same objects; a number or a tuple may be an equal one."""
-    return len(before) == len(now) and all(
+    if len(before) != len(now):
+        return False
+    return _identical(before, now) or all(
         old is new or (type(old) in PLAIN and old == new)
         for old, new in zip(before, now, strict=True)
     )
+
+
+def _identical(before: Iterable[Any], now: Iterable[Any]) -> bool:
+    """Whether all are the same objects, as they almost always are."""
+    return all(map(operator.is_, before, now))
 
 
 @contextmanager

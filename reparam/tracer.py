@@ -46,9 +46,11 @@ class _NoRandomness(TorchDispatchMode):
 
 
 class _Scopes(OrderedDict[str, Any]):
-    """The modules that a call lies in. Each call keeps a copy, which `copy.copy` would pickle."""
+    """The modules that a call lies in. Each call keeps a copy: the path of the innermost alone."""
 
-    __copy__ = dict
+    def __copy__(self) -> str:
+        """Where `capture.path_of` finds it."""
+        return str(next(reversed(self.values()))[0])
 
 
 class Tracer(AskedTracer):
@@ -92,7 +94,9 @@ class Tracer(AskedTracer):
             changed = before.restore()
         if changed:
             raise TraceError(f"it changes its attribute {changed!r}")
-        if any(not same_attributes(found, attributes_of(m)) for m, found in self._found):
+        found = self._found
+        self._found = []  # a cycle of fx's keeps the tracer for a while
+        if any(not same_attributes(then, attributes_of(m)) for m, then in found):
             raise TraceError("it changes a layer while it runs")
         if any(tensor._version != version for tensor, version in self._given.values()):
             raise TraceError("it writes to a tensor that it made, after it was read")
