@@ -27,6 +27,10 @@ from torch import Tensor, nn
 import fastvit_models
 import reparam
 
+Size = Annotated[int, typer.Option(min=32, help="Height and width of the image.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Turns that each form takes.")]
+Threads = Annotated[int, typer.Option(min=1, help="Of each runtime.")]
+
 TRAINING_FORM = "training form"
 TIMM_MERGED = "timm, reparameterize_model"
 
@@ -49,15 +53,21 @@ def prepare_torch(model: nn.Module, images: Tensor) -> Callable[[], object]:
 
 
 def prepare_onnxruntime(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    """A call that runs the exported model in ONNX Runtime, at its own default optimisations."""
+    """A call that runs the exported model in ONNX Runtime."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         reparam.export_onnx(model, path, images, dynamic=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        # Threads that wait in a loop for work would slow down whoever's turn is next.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        return prepare_file(path, images)
+
+
+def prepare_file(path: Path, images: Tensor) -> Callable[[], object]:
+    """A call that runs a file in ONNX Runtime, at its own default optimisations."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    # Threads that wait in a loop for work would slow down whoever's turn is next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, feed)
 
@@ -86,18 +96,23 @@ def format_ratio(slow: Tensor, fast: Tensor) -> str:
     return f"{median:.2f}× ({low:.2f}–{high:.2f})"
 
 
+def conditions(size: int, rounds: int, threads: int) -> str:
+    """What the figures of a table are of."""
+    return f"One {size}×{size} image, {threads} thread(s): medians of {rounds} rounds (quartiles)"
+
+
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Models, by timm's names.")] = None,
-    size: Annotated[int, typer.Option(min=32, help="Height and width of the image.")] = 256,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each form takes.")] = 50,
-    threads: Annotated[int, typer.Option(min=1, help="Of each runtime.")] = 1,
+    size: Size = 256,
+    rounds: Rounds = 50,
+    threads: Threads = 1,
 ) -> None:
     """Measure the forms of each model side by side, one image at a time."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     images = torch.randn(1, 3, size, size)
     columns = ("model", "runtime", "form", "ms", "speed-up over\ntraining form")
-    title = f"One {size}×{size} image, {threads} thread(s): medians of {rounds} rounds (quartiles)"
+    title = conditions(size, rounds, threads)
     table = Table(*columns, f"speed-up over\n{TIMM_MERGED}", title=title)
     for name in names or ("fastvit_t8", "fastvit_sa12"):
         forms = build_forms(name)

@@ -5,6 +5,10 @@
 It needs the extra `reparam[bench]`. Each model is exported as it is trained, by both of torch's
 exporters. All files of a model take turns in one process, each in a session of ONNX Runtime at its
 default optimisations; what counts is the ratio within a turn. The weights are random.
+
+Nodes are those of the file and, behind the arrow, those that ONNX Runtime makes of it as it loads
+it. What it writes itself is of two kinds: at its basic level a file for any runtime, and at its
+default level one with operators of its own, for machines like the one that it was written on.
 """
 
 import contextlib
@@ -28,7 +32,15 @@ from torch import Tensor, nn
 
 import fastvit_models
 import reparam
-from benchmarks.latency import format_ratio, measure
+from benchmarks.latency import (
+    Rounds,
+    Size,
+    Threads,
+    conditions,
+    format_ratio,
+    measure,
+    prepare_file,
+)
 from reparam.testing.randomised import randomised
 
 EXPORTERS = ("torchscript", "dynamo")
@@ -72,9 +84,15 @@ def slimmed(source: Path, target: Path) -> None:
     onnx.save(slim(str(source)), target)
 
 
-def optimised(source: Path, target: Path) -> None:
+def basic(source: Path, target: Path) -> None:
+    """What ONNX Runtime makes of a file, offline, in ONNX's own operators."""
+    optimised(source, target, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+
+
+def optimised(source: Path, target: Path, level: Any = None) -> None:
     """What ONNX Runtime makes of a file, offline."""
     options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level or onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(target)
     options.log_severity_level = 3
     onnxruntime.InferenceSession(str(source), options, ["CPUExecutionProvider"])
@@ -88,36 +106,32 @@ def compiled(source: Path, target: Path) -> None:
 TOOLS: dict[str, Callable[[Path, Path], None]] = {
     "onnxsim": simplified,
     "onnxslim": slimmed,
-    "ONNX Runtime, offline": optimised,
+    "ONNX Runtime, basic": basic,
+    "ONNX Runtime": optimised,
     "reparam": compiled,
 }
 
 
-def prepare(path: Path, image: Tensor, threads: int) -> Callable[[], object]:
-    """A call that runs a file."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Threads that wait in a loop for work would slow down whoever's turn is next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session: Any = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: image.numpy()}
-    return lambda: session.run(None, feed)
+def nodes(path: Path) -> str:
+    """How many nodes a file has, and how many ONNX Runtime makes of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimised(path, loaded := Path(folder) / "loaded.onnx")
+        return " → ".join(str(len(onnx.load(each).graph.node)) for each in (path, loaded))
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Models; timm's as timm:NAME.")] = None,
-    size: Annotated[int, typer.Option(min=32, help="Height and width of the image.")] = 224,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each file takes.")] = 30,
-    threads: Annotated[int, typer.Option(min=1, help="Of each session.")] = 1,
+    size: Size = 224,
+    rounds: Rounds = 30,
+    threads: Threads = 1,
+    latency: Annotated[bool, typer.Option(help="Whether to run the files.")] = True,
 ) -> None:
     """Measure what each tool makes of training-form files, side by side."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     image = torch.randn(1, 3, size, size)
-    title = f"One {size}×{size} image, {threads} thread(s): medians of {rounds} rounds (quartiles)"
-    columns = ("model", "exporter", "file", "nodes", "ms", "speed-up over\nthe raw file")
-    table = Table(*columns, title=title)
+    columns = ("model", "exporter", "file", "nodes → loaded", "ms", "speed-up over\nthe raw file")
+    table = Table(*columns, title=conditions(size, rounds, threads))
     for name in names or MODELS:
         model = build(name, image)
         for exporter in EXPORTERS:
@@ -127,13 +141,15 @@ def main(
                 for number, (tool, run) in enumerate(TOOLS.items()):
                     files[tool] = Path(folder) / f"{number}.onnx"
                     run(files["raw"], files[tool])
-                nodes = {tool: len(onnx.load(path).graph.node) for tool, path in files.items()}
-                calls = {tool: prepare(path, image, threads) for tool, path in files.items()}
-                times = measure(calls, rounds, f"{name}, {exporter}")
-            for tool, values in times.items():
-                ratio = format_ratio(times["raw"], values)
-                told = (str(nodes[tool]), f"{values.median():.1f}", ratio)
-                table.add_row(name, exporter, tool, *told)
+                counts = {tool: nodes(path) for tool, path in files.items()}
+                calls = {tool: prepare_file(path, image) for tool, path in files.items() if latency}
+                times = measure(calls, rounds, f"{name}, {exporter}") if latency else {}
+            for tool, count in counts.items():
+                told = ("", "")
+                if latency:
+                    values = times[tool]
+                    told = (f"{values.median():.1f}", format_ratio(times["raw"], values))
+                table.add_row(name, exporter, tool, count, *told)
             table.add_section()
     Console(width=120).print(table)
 

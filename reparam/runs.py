@@ -192,6 +192,19 @@ def error_of_roundings(model: nn.Module, inputs: Any, dtype: torch.dtype) -> flo
 
     That is the largest of several, as a root mean square: a single one may have been lucky.
     """
+    rounded = otherwise_rounded(dtype)
+    exact, worst = float64_outputs(model, inputs), 0.0
+    for _ in range(DRAWS):
+        other = _copied(model)
+        with torch.no_grad():
+            for tensor in (*other.parameters(), *other.buffers()):
+                tensor.copy_(rounded(tensor))
+        worst = max(worst, rms_error(floats(own_outputs(other, _map(inputs, rounded))), exact))
+    return worst
+
+
+def otherwise_rounded(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A function that moves each floating-point number by a random part of a dtype's precision."""
     generator = torch.Generator().manual_seed(0)
 
     def rounded(tensor: Tensor) -> Tensor:
@@ -201,17 +214,14 @@ def error_of_roundings(model: nn.Module, inputs: Any, dtype: torch.dtype) -> flo
         nudge = 1 + torch.finfo(dtype).eps * share.to(tensor.device)
         return (tensor.double() * nudge).to(tensor.dtype)
 
-    exact, worst = float64_outputs(model, inputs), 0.0
-    for _ in range(DRAWS):
-        other = _copied(model)
-        with torch.no_grad():
-            for tensor in (*other.parameters(), *other.buffers()):
-                tensor.copy_(rounded(tensor))
-        found = floats(own_outputs(other, _map(inputs, rounded)))
-        errors = ((a.double() - b).abs() for a, b in zip(found, exact, strict=True))
-        finite = (error[error.isfinite()] for error in errors)
-        worst = max(worst, *(float(e.square().mean().sqrt()) for e in finite if e.numel()), 0.0)
-    return worst
+    return rounded
+
+
+def rms_error(found: list[Tensor], exact: list[Tensor]) -> float:
+    """The largest root mean square by which any result is off, where both are finite."""
+    errors = ((a.double() - b).abs() for a, b in zip(found, exact, strict=True))
+    finite = (error[error.isfinite()] for error in errors)
+    return max((float(e.square().mean().sqrt()) for e in finite if e.numel()), default=0.0)
 
 
 class _InFloat64(TorchDispatchMode):

@@ -1,6 +1,6 @@
 """Compare a compiled model with the model that it came from. The one home of every tolerance."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -140,11 +140,18 @@ def unlucky(found: Equivalence, model: nn.Module, fused: nn.Module, inputs: Any)
     that is left, in float64 too. A wrong fold is off by far more.
     """
     dtype: torch.dtype = getattr(torch, found.dtype)
-    most = inf if dtype == torch.float64 else UNLUCKY
-    if not 1 < found.excess <= most:
-        return False
-    own = (error_of_roundings(each, inputs, dtype) for each in (model, fused))
-    return found.rmse_fused <= FARTHER * max(own)
+    return of_roundings(found, (error_of_roundings(each, inputs, dtype) for each in (model, fused)))
+
+
+def of_roundings(found: Equivalence, errors: Iterable[float]) -> bool:
+    """Whether a difference is no larger than what other roundings of the weights make.
+
+    Args:
+        found: the figures.
+        errors: of both models with such weights; they are asked for only if it is near.
+    """
+    most = inf if found.dtype == "float64" else UNLUCKY
+    return 1 < found.excess <= most and found.rmse_fused <= FARTHER * max(errors)
 
 
 def judged(runs: Sequence[Run], *, other_runtime: bool = False) -> Equivalence:

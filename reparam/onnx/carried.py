@@ -22,9 +22,9 @@ RANDOM = {
 
 EVALUATED = {
     "Add", "And", "Cast", "CastLike", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div",
-    "Equal", "Expand", "Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mul", "Neg",
-    "Not", "Or", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub",
-    "Tile", "Transpose", "Unsqueeze", "Where",
+    "Equal", "Expand", "Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mod", "Mul",
+    "Neg", "Not", "Or", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze",
+    "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 """What sizes and constants are computed with, and is the same in every version and runtime."""
 

@@ -73,15 +73,16 @@ def _conv_transpose(site: Site) -> fx.Node | None:
     sides = _sides(site, n)
     if sides is None or "output_shape" in site.attributes:
         return None
-    if any(before != after for before, after in sides) or min(map(min, sides)) < 0:
-        return None
-    if site.given(2) and site.content(2) is None:
+    if min(map(min, sides)) < 0 or (site.given(2) and site.content(2) is None):
         return None
     stride, dilation = site.sizes("strides", 1, n), site.sizes("dilations", 1, n)
-    more = site.sizes("output_padding", 0, n)
-    if any(m >= max(s, d) for m, s, d in zip(more, stride, dilation, strict=True)):
+    padding = tuple(before for before, _ in sides)
+    # What is cut off less at the end is there as well if the output is padded.
+    added = zip(site.sizes("output_padding", 0, n), sides, strict=True)
+    more = tuple(number + before - after for number, (before, after) in added)
+    if any(not 0 <= m < max(s, d) for m, s, d in zip(more, stride, dilation, strict=True)):
         return None  # ONNX takes more than torch
-    bias, padding = site.inputs[2] if site.given(2) else None, tuple(before for before, _ in sides)
+    bias = site.inputs[2] if site.given(2) else None
     options = (stride, padding, more, int(site.attributes.get("group", 1)), dilation)
     return site.call(TRANSPOSED[n - 1], site.inputs[0], site.inputs[1], bias, *options)
 
@@ -106,13 +107,16 @@ def _gemm(site: Site) -> fx.Node | None:
 
 
 def _times(tensor: Tensor, factor: float) -> Tensor:
+    """A tensor times a number; times 1 it is not even read."""
+    if factor == 1:
+        return tensor
     return (tensor.double() * factor).to(tensor.dtype).contiguous()
 
 
 def _matmul(site: Site) -> fx.Node | None:
     weight = site.content(1)
     if weight is not None and weight.ndim == 2 and weight.is_floating_point():
-        return site.call(F.linear, site.inputs[0], site.hold(weight.t().contiguous()))
+        return site.call(F.linear, site.inputs[0], site.hold(weight.t()))
     return site.call(torch.matmul, site.inputs[0], site.inputs[1])
 
 

@@ -1,6 +1,7 @@
 """What ONNX's rearrangements, paddings and means are in torch's."""
 
 import operator
+from collections.abc import Sequence
 from math import isfinite
 
 import torch
@@ -69,7 +70,31 @@ def _slice(site: Site) -> fx.Node | None:
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         first = None if start <= -FARTHEST else min(start, FARTHEST)
         index[axis] = slice(first, None if end >= FARTHEST else max(end, -FARTHEST), step)
+    if rank == 3 and index[:2] == [slice(None)] * 2 and _linear(site.inputs[0]):
+        columns = _columns(site, index[2])
+        if columns is not None:
+            return columns
     return site.call(operator.getitem, site.inputs[0], tuple(index))
+
+
+def _linear(node: fx.Node | None) -> bool:
+    """Whether the last axis of a tensor is that of its channels: what a linear layer returns."""
+    added = node is not None and node.target is operator.add
+    makers = node.all_input_nodes if node is not None and added else [node]
+    return any(maker is not None and maker.target is F.linear for maker in makers)
+
+
+def _columns(site: Site, part: slice) -> fx.Node | None:
+    """Some channels, next to each other, as a piece of a split: torch's slices are of pixels."""
+    facts = site.facts[0]
+    if facts is None or not facts.axes[-1].known:
+        return None
+    size = facts.axes[-1].factor
+    first, last, step = part.indices(size)
+    if step != 1 or not first < last:
+        return None
+    pieces = site.call(torch.split, site.inputs[0], [first, last - first, size - last], -1)
+    return site.call(operator.getitem, pieces, 1)
 
 
 def _reshape(site: Site) -> fx.Node | None:
@@ -101,6 +126,13 @@ def _transpose(site: Site) -> fx.Node | None:
 
 def _shape(site: Site) -> fx.Node | None:
     """Sizes alone are read: whatever is folded has to keep them, not its numbers."""
+    facts = site.facts[0]
+    if facts is not None:
+        start, end = (site.attributes.get(name) for name in ("start", "end"))
+        sizes = facts.axes[start:end]
+        if all(size.known for size in sizes):
+            numbers = [size.factor for size in sizes]
+            return site.call(torch.tensor, numbers, dtype=torch.int64)
     if site.attributes.keys() & {"start", "end"}:
         return None
     return site.call(torch.as_tensor, site.call(getattr, site.inputs[0], "shape"))
@@ -117,16 +149,40 @@ def _gather(site: Site) -> fx.Node | None:
 
 def _unsqueeze(site: Site) -> fx.Node | None:
     axes, rank = site.integers(1, "axes"), site.rank()
-    if axes is None or len(axes) != 1 or rank is None:
+    if axes is None or rank is None:
         return None
-    return site.call(torch.unsqueeze, site.inputs[0], axes[0])
+    whole = rank + len(axes)
+    added, own = {axis % whole for axis in axes}, iter(range(rank))
+    if len(added) != len(axes):
+        return None
+    return _resized(site, [None if axis in added else next(own) for axis in range(whole)])
 
 
 def _squeeze(site: Site) -> fx.Node | None:
-    axes, rank = site.integers(1, "axes"), site.rank()
-    if axes is None or len(axes) != 1 or rank is None:
+    """Without axes it takes all that are of size 1, which has to be known of each."""
+    axes, facts = site.integers(1, "axes"), site.facts[0]
+    if facts is None or axes == [] or (axes is None and site.given(1)):
+        return None  # runtimes differ on what no axes are, if they are given
+    if axes is None and not all(size.known for size in facts.axes):
         return None
-    return site.call(torch.squeeze, site.inputs[0], axes[0])
+    rank = len(facts.axes)
+    gone = {axis % rank for axis in axes or ()}
+    if axes is None:
+        gone = {axis for axis, size in enumerate(facts.axes) if size.factor == 1}
+    return _resized(site, [axis for axis in range(rank) if axis not in gone])
+
+
+def _resized(site: Site, axes: Sequence[int | None]) -> fx.Node | None:
+    """A reshape to the sizes of some axes; None stands for a size of 1."""
+    facts = site.facts[0]
+    assert facts is not None, "whoever asks knows the rank"
+
+    def size(axis: int | None) -> int | fx.Node:
+        if axis is None or facts.axes[axis].known:
+            return 1 if axis is None else facts.axes[axis].factor
+        return site.graph.call_method("size", (site.inputs[0], axis))
+
+    return site.call(torch.reshape, site.inputs[0], tuple(map(size, axes)))
 
 
 RULES: dict[str, Rule] = {

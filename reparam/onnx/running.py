@@ -1,9 +1,10 @@
 """Run a file and what became of it on the same inputs, and compare."""
 
 import itertools
-from collections.abc import Iterator, Mapping
-from math import prod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,37 +12,44 @@ from torch import Tensor, fx
 
 from reparam.errors import OnnxError, VerificationError, first_line
 from reparam.export_graph import extra
-from reparam.facts import TensorFacts
 from reparam.onnx.arrays import to_numpy, to_torch
 from reparam.onnx.carried import OnnxOperator
+from reparam.onnx.feeds import feeds, floating, varied
+from reparam.onnx.reading import external
 from reparam.onnx.translate import Program
-from reparam.runs import Run
-from reparam.sizes import Size
-from reparam.verify import VARIANTS, Equivalence, judged
+from reparam.runs import DRAWS, Run, otherwise_rounded, rms_error
+from reparam.verify import VARIANTS, Equivalence, judged, of_roundings
 
-SPATIAL = (64, 33, 96, 17, 224, 32, 256)
-"""Sizes to try for open axes of images; those that the file itself does not take are left out."""
-
-BATCHES = (2, 1, 3)
 TRIED = 3
 """On how many sizes two files are compared, if the file takes as many."""
 
 ATTEMPTS = 40
 """How many sizes are tried until the file takes some."""
 
-LARGEST = 2**24
-"""Elements of an input at most."""
+NUDGED = (1, 10, 11)
+"""What ONNX calls float32, float16 and float64."""
+
+RESIZING = ("Resize", "Upsample")
+"""What takes numbers that tell sizes."""
+
+LARGEST_WEIGHT = 2**27
+"""Elements of a weight that is computed with in float64: larger ones are left where they lie."""
 
 
 class _Runner:
     """A file, run by ONNX Runtime or, what that can't load, by ONNX's reference implementation."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, weights: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Load a file; `weights` stand in for those of their names."""
         runtime = extra("onnxruntime")
+        self.path = path
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # errors are raised as well
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.weights = [*map(runtime.OrtValue.ortvalue_from_numpy, weights.values())]
+        for name, value in zip(weights, self.weights, strict=True):
+            options.add_initializer(name, value)
         self.reference = False
         try:
             self.session = runtime.InferenceSession(
@@ -59,6 +67,22 @@ class _Runner:
 
     def __call__(self, feed: Mapping[str, Any]) -> list[Any]:
         return list(self.session.run(None, dict(feed)))
+
+    def otherwise(
+        self, feed: Mapping[str, Any], rounded: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """The results of inputs, and of weights that lie in the file, rounded otherwise."""
+        given = {name: to_numpy(rounded(to_torch(x))) for name, x in feed.items()}
+        if self.reference:
+            return [*map(to_torch, self(given))]
+        graph = extra("onnx").load(str(self.path), load_external_data=False).graph
+        to_array = extra("onnx.numpy_helper").to_array
+        sizing = {name for n in graph.node if n.op_type in RESIZING for name in n.input[1:]}
+        held = [t for t in graph.initializer if t.data_type in NUDGED and t.name not in sizing]
+        inline = [t for t in held if t.dims and not external(t)]
+        weights = {t.name: rounded(to_torch(to_array(t))) for t in inline}
+        arrays = {name: to_numpy(weight) for name, weight in weights.items()}
+        return [*map(to_torch, _Runner(self.path, arrays)(given))]
 
 
 def compared(
@@ -78,10 +102,11 @@ def compared(
         OnnxError: if the new file is not valid, or does not run where the old one does.
         VerificationError: if it computes something else.
     """
-    try:
-        extra("onnx").checker.check_model(str(result))
-    except Exception as error:
-        raise OnnxError(f"onnx.checker refuses the compiled file: {first_line(error)}") from error
+    for path, name in ((source, str(source)), (result, "the compiled file")):
+        try:
+            extra("onnx").checker.check_model(str(path))
+        except Exception as error:
+            raise OnnxError(f"onnx.checker refuses {name}: {first_line(error)}") from error
     calls = [node.target for node in program.capture.graph.nodes]
     if any(isinstance(call, OnnxOperator) and call.random for call in calls):
         return None, (), "its results are random"
@@ -95,7 +120,7 @@ def compared(
     runs: list[Run] = []
     fed: list[dict[str, Any]] = []
     reason = "no sizes were found that the file takes"
-    for feed in itertools.islice(_feeds(program), ATTEMPTS):
+    for feed in itertools.islice(feeds(program), ATTEMPTS):
         try:
             expected = before(feed)
         except Exception as error:
@@ -110,9 +135,13 @@ def compared(
     figures = judged(runs, other_runtime=True)
     if not figures.equivalent:
         for shift in range(1, VARIANTS):
-            other = _varied(fed[-1], shift)
+            other = varied(fed[-1], shift)
             runs += _runs(before, after, program, other, before(other))
         figures = judged(runs, other_runtime=True)
+        errors = (
+            _error_of_roundings(each, fed[-1], runs[len(fed) - 1]) for each in (before, after)
+        )
+        figures = replace(figures, equivalent=figures.equivalent or of_roundings(figures, errors))
     figures.raise_if_different()
     shapes = (" and ".join("×".join(map(str, x.shape)) for x in feed.values()) for feed in fed)
     return figures, tuple(dict.fromkeys(shapes)), None
@@ -136,20 +165,46 @@ def _runs(
             getattr(old, "dtype", None) != getattr(new, "dtype", None)
         ):
             raise VerificationError(f"{name} has another shape or type in the compiled file")
-    floats = [i for i, y in enumerate(expected) if _floating(y)]
+    floats = [i for i, y in enumerate(expected) if floating(y)]
     exact = _exact(program, feed)
     plain = [to_torch(expected[i]) for i in floats]
     if exact is not None and not all(map(_near, plain, (exact[i] for i in floats))):
         exact = None  # it is another function in float64, and no reference
-    if exact is None:  # what it makes of inputs that were rounded otherwise tells how exact it is
-        exact = [to_torch(array) for array in before(_nudged(feed))]
-    wide = [exact[i].double() for i in floats]
+    if exact is not None:
+        wide = [exact[i].double() for i in floats]
+    else:  # what it makes of numbers that were rounded otherwise tells how exact it is
+        rounded = otherwise_rounded(plain[0].dtype if plain else torch.float32)
+        wide = [y.double() for y in _otherwise(before, feed, rounded, plain)]
     flips = [
         float((old != new).mean())
         for i, (old, new) in enumerate(zip(expected, found, strict=True))
         if i not in floats and hasattr(old, "mean") and old.size
     ]
     return [Run(plain, [to_torch(found[i]) for i in floats], wide, max(flips, default=None))]
+
+
+def _error_of_roundings(runner: _Runner, feed: Mapping[str, Any], known: Run) -> float:
+    """The error of a file, with weights and inputs that are rounded in other ways."""
+    rounded, worst = otherwise_rounded(known.expected[0].dtype), 0.0
+    for _ in range(DRAWS):
+        found = _otherwise(runner, feed, rounded, known.expected)
+        worst = max(worst, rms_error(found, known.exact))
+    return worst
+
+
+def _otherwise(
+    runner: _Runner,
+    feed: Mapping[str, Any],
+    rounded: Callable[[Tensor], Tensor],
+    plain: list[Tensor],
+) -> list[Tensor]:
+    """The floating-point results after other roundings, or `plain` ones if it does not run so."""
+    try:
+        found = [y for y in runner.otherwise(feed, rounded) if y.is_floating_point()]
+    except Exception:
+        return plain
+    alike = [y.shape for y in found] == [y.shape for y in plain]
+    return found if alike else plain  # a size may hang on a number that was rounded
 
 
 def _near(plain: Tensor, exact: Tensor) -> bool:
@@ -162,17 +217,19 @@ def _near(plain: Tensor, exact: Tensor) -> bool:
     return bool(error <= torch.finfo(plain.dtype).eps ** 0.5 * size) or not bool(finite.any())
 
 
-def _floating(array: Any) -> bool:
-    return str(getattr(array, "dtype", "")) in ("bfloat16", "float16", "float32", "float64")
-
-
 def _exact(program: Program, feed: Mapping[str, Any]) -> list[Tensor] | None:
     """The file's results in float64; None where something in it is not known to torch."""
     capture = program.capture
 
     class Exact(fx.Interpreter):
         def fetch_attr(self, target: str) -> Any:
-            return _wide(capture.attribute(target))
+            content = capture.attribute(target)
+            return _wide(content) if content.numel() <= LARGEST_WEIGHT else content
+
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)  # rows of a large table, say, which was left as it is
+            rows = isinstance(n.target, OnnxOperator) and isinstance(result, Tensor)
+            return _wide(result) if rows else result
 
     names = {maker: name for name, maker in program.makers.items()}
     placeholders = [node for node in capture.graph.nodes if node.op == "placeholder"]
@@ -187,56 +244,3 @@ def _exact(program: Program, feed: Mapping[str, Any]) -> list[Tensor] | None:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _feeds(program: Program) -> Iterator[dict[str, Any]]:
-    """Random inputs of several sizes; axes that the file fixes are as it says."""
-    held = {tensor.name for tensor in program.file.proto.graph.initializer}
-    inputs = [v.name for v in program.file.proto.graph.input if v.name not in held]
-    facts = {name: program.told.learned.get(program.makers[name]) for name in inputs}
-    if any(each is None for each in facts.values()):
-        return
-    seed = torch.Generator().manual_seed(0)
-    for size, batch in zip(itertools.cycle(SPATIAL), itertools.cycle(BATCHES), strict=False):
-        for wide in (0, 1):
-            sizes = {name: _shape(each, batch, size, wide) for name, each in facts.items() if each}
-            if all(prod(shape) <= LARGEST for shape in sizes.values()):
-                yield {
-                    name: _drawn(sizes[name], each.dtype, seed)
-                    for name, each in facts.items()
-                    if each
-                }
-
-
-def _shape(facts: TensorFacts, batch: int, size: int, wide: int) -> tuple[int, ...]:
-    """Sizes of an input; the open axes of an image differ, if it is to be wide."""
-
-    def number(axis: int, told: Size) -> int:
-        if told.known:
-            return told.factor
-        return batch if axis == 0 else size + (32 * wide if axis == len(facts.axes) - 1 else 0)
-
-    return tuple(number(axis, told) for axis, told in enumerate(facts.axes))
-
-
-def _drawn(shape: tuple[int, ...], dtype: torch.dtype | None, seed: torch.Generator) -> Any:
-    if dtype is not None and dtype.is_floating_point:
-        return to_numpy(torch.randn(shape, generator=seed, dtype=torch.float64).to(dtype))
-    return to_numpy(torch.randint(0, 2, shape, generator=seed).to(dtype))
-
-
-def _nudged(feed: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs of which every number is another one, as near as can be."""
-    numpy = extra("numpy")
-    return {
-        name: numpy.nextafter(x, numpy.asarray(numpy.inf, x.dtype)) if _floating(x) else x
-        for name, x in feed.items()
-    }
-
-
-def _varied(feed: Mapping[str, Any], shift: int) -> dict[str, Any]:
-    numpy = extra("numpy")
-    return {
-        name: numpy.roll(x, shift, -1) * (-1 if shift % 2 else 1) if _floating(x) else x
-        for name, x in feed.items()
-    }

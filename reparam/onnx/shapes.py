@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from reparam.errors import OnnxError, first_line
 from reparam.export_graph import extra
 from reparam.facts import TensorFacts
 from reparam.onnx.arrays import to_numpy
-from reparam.onnx.reading import DTYPES, OnnxFile, external, tensors
+from reparam.onnx.reading import DTYPES, external, tensors
 from reparam.sizes import Size, SymbolTable
 
 SMALL = 1024
@@ -38,17 +37,18 @@ def skeleton(proto: Any) -> Any:
 
 
 def facts_of(
-    file: OnnxFile, symbols: SymbolTable, constants: Mapping[str, Tensor]
+    bare: Any, symbols: SymbolTable, constants: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, TensorFacts]]:
-    """What the file tells of its inputs, and ONNX's inference of shapes of what follows.
+    """What a file tells of its inputs, and ONNX's inference of shapes of what follows.
 
     Args:
-        file: the file.
+        bare: the file's skeleton.
         symbols: of its sizes.
         constants: what some of its nodes are known to compute.
     """
     onnx = extra("onnx")
-    plain = skeleton(file.proto)
+    plain = onnx.ModelProto()
+    plain.CopyFrom(bare)
     plain.ir_version = max(plain.ir_version, LOWEST_IR)
     kept = [node for node in plain.graph.node if not constants.keys() & set(node.output)]
     del plain.graph.node[:]
@@ -60,10 +60,10 @@ def facts_of(
         if node.op_type in UNINFERRED and not node.domain:
             node.op_type = "Relu"
             node.ClearField("attribute")
-    try:
-        graph = onnx.shape_inference.infer_shapes(plain, data_prop=True).graph
-    except Exception as error:
-        raise OnnxError(f"{file.path} is not valid: {first_line(error)}") from error
+    for output in plain.graph.output:  # nobody holds a file to what it says of these
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    graph = onnx.shape_inference.infer_shapes(plain, data_prop=True).graph
     inputs = {value.name for value in graph.input}
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type

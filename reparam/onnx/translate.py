@@ -21,6 +21,7 @@ from reparam.onnx.carried import STANDARD, OnnxOperator
 from reparam.onnx.graphs import outer, read_names
 from reparam.onnx.operators import RULES
 from reparam.onnx.reading import DTYPES, OnnxFile
+from reparam.onnx.sequences import with_splits
 from reparam.onnx.shapes import facts_of, skeleton
 from reparam.onnx.site import Site
 from reparam.sizes import Size, SymbolTable
@@ -63,9 +64,23 @@ class Program:
     told: Told
 
 
-class _Translator:
-    def __init__(self, file: OnnxFile, constants: Mapping[str, Tensor]) -> None:
+class _Source:
+    """What is read of a file once, however often it is translated."""
+
+    def __init__(self, file: OnnxFile) -> None:
         self.file = file
+        self.plain = skeleton(file.proto)
+        graph = file.proto.graph
+        self.contents = {tensor.name: file.content(tensor) for tensor in graph.initializer}
+        with quiet():
+            surgeon = extra("onnx_graphsurgeon")
+            self.attributes = [dict(node.attrs) for node in surgeon.import_onnx(self.plain).nodes]
+
+
+class _Translator:
+    def __init__(self, source: _Source, constants: Mapping[str, Tensor]) -> None:
+        self.source = source
+        self.file = source.file
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self.contents: dict[fx.Node, Tensor] = {}
@@ -73,25 +88,22 @@ class _Translator:
         self.makers: dict[str, fx.Node] = {}
         self.origins: dict[fx.Node, Origin] = {}
         self.symbols = SymbolTable()
-        self.facts = dict(facts_of(file, self.symbols, constants))
-        self.read = read_names(file.proto.graph)
+        self.facts = dict(facts_of(source.plain, self.symbols, constants))
+        self.read = read_names(self.file.proto.graph)
 
     def run(self) -> Program:
         graph = self.file.proto.graph
         inputs = [value.name for value in graph.input]
-        held = {tensor.name: tensor for tensor in graph.initializer}
         for name in inputs:
             self.makers[name] = self.graph.placeholder(f"input_{len(self.makers)}")
-        for name, tensor in held.items():
+        for name, content in self.source.contents.items():
             if name not in self.makers:  # what is an input as well is only a default of it
-                self._constant(name, tensor)
+                self._constant(name, content)
         for tensor in graph.sparse_initializer:
             self._unread(tensor.values.name)
-        with quiet():
-            surgeon = extra("onnx_graphsurgeon")
-            nodes = surgeon.import_onnx(skeleton(self.file.proto)).nodes
-        for place, (proto, node) in enumerate(zip(graph.node, nodes, strict=True)):
-            self._node(place, proto, dict(node.attrs))
+        both = zip(graph.node, self.source.attributes, strict=True)
+        for place, (proto, attributes) in enumerate(both):
+            self._node(place, proto, attributes)
         self.graph.output(tuple(self._maker(value.name) for value in graph.output))
         for each in reversed(self.graph.nodes):
             if each.op.startswith("call_") and not each.users and each not in self.origins:
@@ -114,8 +126,7 @@ class _Translator:
             raise OnnxError(f"{self.file.path}: nothing computes the tensor {name!r} that is read")
         return self.makers[name]
 
-    def _constant(self, name: str, tensor: Any) -> None:
-        content = self.file.content(tensor)
+    def _constant(self, name: str, content: Tensor | None) -> None:
         if content is None:
             self._unread(name)
         else:
@@ -142,7 +153,7 @@ class _Translator:
         standard = proto.domain in STANDARD
         if standard and proto.op_type == "Constant" and "value" in attributes:
             tensor = next(a.t for a in proto.attribute if a.name == "value")
-            self._constant(proto.output[0], tensor)
+            self._constant(proto.output[0], self.file.content(tensor))
             return
         found: fx.Node | None = None
         try:
@@ -238,6 +249,14 @@ class _Translator:
             self._made(place, list(proto.output).index(name), name, each)
 
 
+def _known(program: Program) -> tuple[dict[str, Tensor], dict[str, TensorFacts]]:
+    """The contents of a file's constants, and the facts of its tensors, by their names."""
+    capture, learned = program.capture, program.told.learned
+    contents = {name: capture.attribute(path) for path, name in program.constants.items()}
+    facts = {name: learned[node] for name, node in program.makers.items() if node in learned}
+    return contents, facts
+
+
 def translated(file: OnnxFile) -> Program:
     """Translate a file.
 
@@ -247,15 +266,19 @@ def translated(file: OnnxFile) -> Program:
     held = {tensor.name for tensor in file.proto.graph.initializer}
     computed: dict[str, Tensor] = {}
     try:
+        source = _Source(file)
         while True:  # sizes follow from constants, and more constants from these
-            program = _Translator(file, computed).run()
+            program = _Translator(source, computed).run()
             found = {
                 name: program.capture.attribute(path)
                 for path, name in program.constants.items()
                 if name not in held
             }
             if found.keys() <= computed.keys():
-                return program
+                plain = with_splits(source.file, *_known(program))
+                if plain is None:
+                    return program
+                source = _Source(plain)
             computed |= found
     except OnnxError:
         raise

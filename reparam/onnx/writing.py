@@ -44,6 +44,7 @@ class _Writer:
         self.tensors = {maker: name for name, maker in program.makers.items()}
         self.named: dict[fx.Node, str] = {}
         self.kept: dict[int, dict[str, str]] = {}
+        self.moved: dict[tuple[Any, ...], list[str]] = {}
         self.transcribed = known
         traced = [node for node in program.capture.graph.nodes if node.op == "placeholder"]
         ours = [node for node in values.graph.nodes if node.op == "placeholder"]
@@ -114,13 +115,18 @@ class _Writer:
         for traced, now in zip(like.inputs, call.inputs, strict=True):
             if traced in self.tensors:
                 read[self.tensors[traced]] = self.name(now)
-        if len(node.output) != 1:
+        output = self.program.origins[like.node].output
+        if output < 0:
             raise OnnxError(f"{call.name}: {node.op_type} of several results can't be moved")
-        node = renamed(node, read)
-        node.name = self.draft.fresh(node.name or call.name)
-        node.output[0] = self.draft.fresh(f"{call.name}_output")
-        self.draft.nodes.append(node)
-        return node.output[0]
+        key = (place, *sorted(read.items()))
+        if key not in self.moved:
+            node = renamed(node, read)
+            node.name = self.draft.fresh(node.name or call.name)
+            for i, name in enumerate(node.output):
+                node.output[i] = self.draft.fresh(f"{name}_moved") if name else ""
+            self.draft.nodes.append(node)
+            self.moved[key] = list(node.output)
+        return self.moved[key][output]
 
     def _assembled(self, results: list[str]) -> Any:
         proto = extra("onnx").ModelProto()

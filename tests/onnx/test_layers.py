@@ -107,6 +107,25 @@ def test_transposed_convolution(tmp_path: Path, groups: int, more: int, bias: bo
     made.same(x=X)
 
 
+@pytest.mark.parametrize("pads", [[1, 1, 0, 0], [2, 1, 1, 1], [0, 0, 1, 1], [0, 1, 2, 0]])
+@pytest.mark.parametrize("more", [0, 1])
+def test_transposed_convolution_with_unequal_pads(
+    tmp_path: Path, pads: list[int], more: int
+) -> None:
+    """Torch pads both sides alike: what is cut off less at the end is padding of the output."""
+    weights = {"w": draw(4, 6, 3, 3), **statistics(6), "b": draw(6)}
+    conv = node(
+        "ConvTranspose", "x w b", "c", strides=[2, 3], pads=pads, output_padding=[more, more]
+    )
+    made = Result(tmp_path, model([conv, batch_norm("c", "y")], weights))
+    made.same(x=X)
+    if all(0 <= more + pads[i] - pads[i + 2] <= 1 + i for i in (0, 1)):
+        assert made.operators == {"ConvTranspose": 1}
+    else:
+        assert made.operators == {"ConvTranspose": 1, "BatchNormalization": 1}
+        assert "BatchNormalization_y" in str(made.made.report)
+
+
 @pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_automatic_padding(tmp_path: Path, auto_pad: str, stride: int) -> None:
@@ -194,6 +213,32 @@ def test_pads(tmp_path: Path, mode: str) -> None:
     ]  # fmt: skip
     made = Result(tmp_path, model(nodes, weights))
     assert made.operators.get("BatchNormalization") is None
+    made.same(x=X)
+
+
+@pytest.mark.parametrize("half", [0.5, 2.0])
+def test_a_gelu_that_is_written_as_five_nodes(tmp_path: Path, half: float) -> None:
+    """Runtimes know all five together, so the last is not folded into the next layer."""
+    numbers = {"r": np.sqrt(np.float32(2)), "o": np.float32(1), "h": np.float32(half)}
+    nodes = [
+        node("Conv", "x w", "c", **CONV),
+        batch_norm("c", "b"),
+        node("Div", "b r", "d"),
+        node("Erf", "d", "e"),
+        node("Add", "e o", "f"),
+        node("Mul", "b f", "g"),
+        node("Mul", "g h", "i"),
+        node("Conv", "i v", "y"),
+    ]
+    weights = {"w": draw(8, 4, 3, 3), "v": draw(4, 8, 1, 1), **statistics(8)}
+    made = Result(tmp_path, model(nodes, weights | {k: np.array(v) for k, v in numbers.items()}))
+    assert made.operators == {
+        "Conv": 2,
+        "Div": 1,
+        "Erf": 1,
+        "Add": 1,
+        "Mul": 2 if half == 0.5 else 1,
+    }
     made.same(x=X)
 
 

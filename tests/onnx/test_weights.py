@@ -1,5 +1,7 @@
 """Weights of every kind and wherever they lie: shared, given as inputs, in files of their own."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,59 @@ def test_a_sparse_weight_stays(tmp_path: Path) -> None:
     made = Result(tmp_path, proto)
     assert list(made.after.graph.sparse_initializer) == list(proto.graph.sparse_initializer)
     made.same(x=draw(5, 4))
+
+
+LARGE = (2_200_000, 256)
+"""Rows and columns of a table above 2 GB."""
+
+COMPILE = """
+import sys
+from pathlib import Path
+
+import passes, reparam
+
+made = reparam.compile_onnx(*sys.argv[1:], passes=passes.DEFAULT)
+assert made.equivalence is not None and made.equivalence.equivalent
+peak = next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+print(1024 * int(peak.split()[1]))
+"""
+
+
+@pytest.mark.long
+def test_a_file_above_2_gb(tmp_path: Path) -> None:
+    """It is copied in pieces: at no time is it in memory."""
+    table = onnx.TensorProto(name="table", data_type=TensorProto.FLOAT, dims=LARGE)
+    table.data_location = TensorProto.EXTERNAL
+    table.external_data.add(key="location", value="table.bin")
+    nodes = [
+        node("Gather", "table i", "rows"),
+        node("Reshape", "rows sizes", "x"),
+        node("Conv", "x w", "a", **PADS),
+        batch_norm("a", "y"),
+    ]
+    weights = WEIGHTS | {"sizes": np.array([-1, 4, 8, 8])}
+    proto = model(nodes, weights, {"i": ("n",)}, kind=TensorProto.INT64)
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    proto.graph.initializer.append(table)
+    size = 4 * LARGE[0] * LARGE[1]
+    with (tmp_path / "table.bin").open("wb") as file:  # whose middle takes no place on the disk
+        file.write(draw(3, LARGE[1]).tobytes())
+        file.truncate(size - 4 * LARGE[1])
+        file.seek(0, 2)
+        file.write(draw(1, LARGE[1]).tobytes())
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    onnx.save(proto, old)
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE, old, new], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < size / 2
+    after = onnx.load(new, load_external_data=False)
+    assert [each.op_type for each in after.graph.node] == ["Gather", "Reshape", "Conv"]
+    assert (tmp_path / "new.onnx.data").stat().st_size >= size
+    feed = {"i": np.array([0, 1, 2, LARGE[0] - 1])}
+    expected, found = (session(path).run(None, feed)[0] for path in (old, new))
+    assert np.abs(expected[-1]).max() > 0
+    assert np.abs(expected - found).max() < 1e-4 * np.abs(expected).max()
+    for path in (tmp_path / "table.bin", tmp_path / "new.onnx.data"):
+        path.unlink()  # pytest would keep them for three runs
