@@ -131,7 +131,7 @@ def main(
     torch.manual_seed(0)
     image = torch.randn(1, 3, size, size)
     columns = ("model", "exporter", "file", "nodes → loaded", "ms", "speed-up over\nthe raw file")
-    table = Table(*columns, title=conditions(size, rounds, threads))
+    table = Table(*columns, title=conditions(size, rounds, threads) if latency else None)
     for name in names or MODELS:
         model = build(name, image)
         for exporter in EXPORTERS:

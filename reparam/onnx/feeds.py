@@ -18,6 +18,9 @@ SPATIAL = (64, 33, 96, 17, 224, 32, 256)
 
 BATCHES = (2, 1, 3)
 
+ATTEMPTS = 20
+"""How many sizes are tried, each for square images and for wide ones."""
+
 LARGEST = 2**24
 """Elements of an input at most."""
 
@@ -30,7 +33,8 @@ def feeds(program: Program) -> Iterator[dict[str, Any]]:
     if any(each is None for each in facts.values()):
         return
     seed = torch.Generator().manual_seed(0)
-    for size, batch in zip(itertools.cycle(SPATIAL), itertools.cycle(BATCHES), strict=False):
+    turns = zip(range(ATTEMPTS), itertools.cycle(SPATIAL), itertools.cycle(BATCHES), strict=False)
+    for _, size, batch in turns:
         for wide in (0, 1):
             sizes = {name: _shape(each, batch, size, wide) for name, each in facts.items() if each}
             if all(prod(shape) <= LARGEST for shape in sizes.values()):

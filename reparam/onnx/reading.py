@@ -103,7 +103,10 @@ def _inside(path: Path, folder: Path) -> bool:
     """Whether a relative path leads to something in a folder, without a link on the way."""
     if path.is_absolute() or ".." in path.parts:
         return False
-    return not any((folder / part).is_symlink() for part in (path, *path.parents[:-1]))
+    try:
+        return not any((folder / part).is_symlink() for part in (path, *path.parents[:-1]))
+    except OSError:  # no file has so long a name
+        return False
 
 
 def external(tensor: Any) -> bool:
@@ -129,7 +132,7 @@ def read(path: Path) -> OnnxFile:
 
     Raises:
         OnnxError: if it is not there, is no ONNX file, is cut off, declares sizes beyond its bytes
-            or weights outside of its folder, or is of an opset that nobody here knows.
+            or weights outside of its folder, is of an opset that nobody here knows, or not valid.
     """
     onnx = extra("onnx")
     try:
@@ -143,6 +146,10 @@ def read(path: Path) -> OnnxFile:
     opset = _opset(proto, path)
     for tensor in tensors(proto):
         _check(tensor, path)
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:
+        raise OnnxError(f"onnx.checker refuses {path}: {first_line(error)}") from error
     return OnnxFile(path, proto, opset)
 
 
