@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from reparam.errors import CaptureError
+from reparam.loadable import without_none_checks
 
 PREFIX = "_constant_"
 """What the paths of constants begin with."""
@@ -99,6 +100,7 @@ def bind(
                 node.replace_all_uses_with(graph.get_attr(path))
             graph.erase_node(node)
     _put_inputs_first(graph)
+    without_none_checks(graph)
     return kept
 
 

@@ -71,7 +71,7 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
     given = weakref.ref(checked(model))
     model = materialised(unwrapped(model))
     options = Options(chosen, verify, remarks or _ignore)
-    with _uncollected():
+    with _uncollected(), torch.inference_mode(False):  # whose tensors nobody could train
         fused = _compiled(model, options, example_inputs, constants, methods)
     _records[fused] = _Record(given, chosen, example_inputs, constants, methods)
     return fused

@@ -17,6 +17,7 @@ from reparam.arguments import found, mapped
 from reparam.capture import Capture, Source
 from reparam.effects import out_of_place
 from reparam.graph import Call, ValueGraph
+from reparam.loadable import make_loadable
 from reparam.lower_operators import (
     batch_norm_module,
     blank,
@@ -61,6 +62,7 @@ class _Lowerer:
                 self._output(node)
             elif not isinstance(Call(node).value, Shape):
                 self._node(node)
+        make_loadable(self.graph, self.lowered)
         self.graph.lint()
         module = fx.GraphModule(self.attributes, self.graph, type(self.capture.root).__name__)
         self._keep_states(module)
@@ -81,10 +83,9 @@ class _Lowerer:
 
     def _returned(self, node: fx.Node, loose: bool) -> Any:
         """A result of the model; of what was computed once for all, whoever calls gets a copy."""
-        lowered = self._node(node)
         if loose:
-            return self.graph.call_method("contiguous", (lowered,))
-        constant = isinstance(lowered, fx.Node) and lowered.op == "get_attr"
+            return self.graph.call_method("contiguous", (self._node(node),))
+        constant = isinstance(lowered := self._node(node), fx.Node) and lowered.op == "get_attr"
         if not constant or isinstance(node.meta.get("source"), Source):
             return lowered
         return self.graph.call_method("clone", (lowered,))

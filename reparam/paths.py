@@ -52,7 +52,11 @@ def attribute_at(model: nn.Module, path: str) -> Any:
         AttributeError: if there is nothing.
     """
     owner, _, name = path.rpartition(".")
-    return getattr(model.get_submodule(owner), name)
+    holder: Any = model.get_submodule(owner)
+    for held in (holder._parameters, holder._buffers):  # which a class may show as something else
+        if held.get(name) is not None:
+            return held[name]
+    return getattr(holder, name)
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module | None:

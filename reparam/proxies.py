@@ -25,6 +25,7 @@ from reparam.arguments import found
 
 IN_PLACE = (
     "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor",
+    "ilshift", "irshift",
 )  # fmt: skip
 
 FACTORIES: dict[str, Any] = {

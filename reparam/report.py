@@ -225,7 +225,8 @@ def count(root: nn.Module, graph: fx.Graph, lookup: Callable[[str], nn.Module]) 
         if node.op == "call_module":
             operators[type(lookup(str(node.target))).__name__] += 1
         elif node.op in ("call_function", "call_method"):
-            operators[getattr(node.target, "__name__", None) or str(node.target)] += 1
+            name = getattr(node.target, "__name__", None) or str(node.target)
+            operators[name.removeprefix("__").removesuffix("__")] += 1
     parameters = sum(parameter.numel() for parameter in root.parameters())
     return Counts(dict(sorted(operators.items())), parameters)
 

@@ -754,3 +754,22 @@ def test_results_that_are_nothing_but_roundings() -> None:
     model = model.double().eval()
     for seed in range(4):
         reparam.compile(model, drawn(seed, 1, 4, 1, 2) * 0 + drawn(seed, 1, 4, 1, 1))
+
+
+def test_a_layer_that_shows_its_weight_as_another_one() -> None:
+    class Twice(nn.Conv2d):
+        def __getattr__(self, name: str) -> Any:
+            found = super().__getattr__(name)
+            return found * 2 if name == "weight" else found
+
+    model = nn.Sequential(Twice(4, 4, 1), nn.BatchNorm2d(4)).double().eval()
+    model = randomised(model, IMAGE)
+    same(model, reparam.compile(model), IMAGE)
+
+
+def test_what_is_compiled_in_inference_mode_can_be_trained() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    with torch.inference_mode():
+        fused = reparam.compile(model, IMAGE.float())
+    fused(IMAGE.float()).sum().backward()
+    assert all(p.grad is not None for p in fused.parameters())
