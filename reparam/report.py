@@ -187,8 +187,8 @@ class Report:
         if found.mode == "unverified":
             return "unverified"
         whole = f"; whole model: {found.whole_model}" if found.whole_model else ""
-        error = f"largest relative error {found.largest_error:.1e} in float64"
-        return f"{found.checked} rewrites checked, {error}{whole}{self._proven()}"
+        error = f"rewrites checked, largest relative error {found.largest_error:.1e} in float64"
+        return f"{found.checked} {error if found.checked else 'checked'}{whole}{self._proven()}"
 
     def _proven(self) -> str:
         found = self.verification

@@ -25,7 +25,7 @@ GROUP = "reparam.models"
 INPUT_SIZE = (3, 256, 256)
 """Channels, height and width for a model that does not say what it takes."""
 
-KINDS = "a registered name, timm:NAME or module:factory"
+KINDS = "a registered name, timm:NAME, module:factory or a file that ends in .onnx"
 
 
 @dataclass(frozen=True)

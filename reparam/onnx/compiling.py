@@ -64,7 +64,7 @@ def compile_onnx(
     there is no new file, and one that was there before is as it was.
 
     Args:
-        source: the file, of opset 11 or later. It is not changed.
+        source: the file, of opset 11 or later. It is not changed, unless it is the target as well.
         target: the new file. Its folder has to exist; a file of that name is replaced.
         passes: rewrites; `default_passes()` if None. Passes of torch.fx can't run on a file.
         verify: whether to check each rewrite in float64 before it is made; "proof" to prove each

@@ -82,7 +82,8 @@ def test_unknown_name_gets_the_nearest() -> None:
 
 def test_name_like_no_other_gets_the_kinds_of_source() -> None:
     assert refusal("zzz") == (
-        "no model is named 'zzz'; SOURCE is a registered name, timm:NAME or module:factory"
+        "no model is named 'zzz'; SOURCE is a registered name, timm:NAME, module:factory "
+        "or a file that ends in .onnx"
     )
 
 
