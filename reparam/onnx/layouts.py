@@ -70,8 +70,8 @@ def _slice(site: Site) -> fx.Node | None:
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         first = None if start <= -FARTHEST else min(start, FARTHEST)
         index[axis] = slice(first, None if end >= FARTHEST else max(end, -FARTHEST), step)
-    if rank == 3 and index[:2] == [slice(None)] * 2 and _linear(site.inputs[0]):
-        columns = _columns(site, index[2])
+    if rank > 2 and index[:-1] == [slice(None)] * (rank - 1) and _linear(site.inputs[0]):
+        columns = _columns(site, index[-1])
         if columns is not None:
             return columns
     return site.call(operator.getitem, site.inputs[0], tuple(index))

@@ -12,6 +12,9 @@ from reparam.onnx.arrays import to_numpy
 from reparam.onnx.reading import DTYPES, external, tensors
 from reparam.sizes import Size, SymbolTable
 
+HIDDEN = "reparam.hidden"
+"""A domain of which ONNX infers nothing."""
+
 SMALL = 1024
 """Elements of tensors that sizes may be computed from: those of larger ones are not looked at."""
 
@@ -53,6 +56,10 @@ def facts_of(
     kept = [node for node in plain.graph.node if not constants.keys() & set(node.output)]
     del plain.graph.node[:]
     plain.graph.node.extend(kept)
+    given = {value.name for value in plain.graph.input}
+    held = [tensor for tensor in plain.graph.initializer if tensor.name not in given]
+    del plain.graph.initializer[:]
+    plain.graph.initializer.extend(held)  # what is an input as well may be any number
     plain.graph.initializer.extend(
         onnx.numpy_helper.from_array(to_numpy(content), name) for name, content in constants.items()
     )
@@ -63,6 +70,7 @@ def facts_of(
     for output in plain.graph.output:  # nobody holds a file to what it says of these
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
+    _hide_tables(plain)
     graph = onnx.shape_inference.infer_shapes(plain, data_prop=True).graph
     inputs = {value.name for value in graph.input}
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -71,6 +79,28 @@ def facts_of(
         if kind.HasField("shape") and name in DTYPES:
             sizes = (_size(size, symbols, value.name in inputs) for size in kind.shape.dim)
             yield value.name, TensorFacts(tuple(sizes), True, DTYPES[name])
+
+
+def _hide_tables(plain: Any) -> None:
+    """Hide what makes integers with several axes from ONNX's inference, which takes them for one.
+
+    What is inferred without their numbers stays.
+    """
+    onnx = extra("onnx")
+    known = onnx.shape_inference.infer_shapes(plain).graph.value_info
+    kinds = {value.name: value.type.tensor_type for value in known}
+    integers = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+    tables = {
+        name
+        for name, kind in kinds.items()
+        if kind.elem_type in integers and (not kind.HasField("shape") or len(kind.shape.dim) > 1)
+    }
+    for node in plain.graph.node:
+        if tables & set(node.output):
+            node.domain = HIDDEN
+    del plain.graph.value_info[:]
+    plain.graph.value_info.extend(value for value in known if value.name in tables)
+    plain.opset_import.add(domain=HIDDEN, version=1)
 
 
 def _size(told: Any, symbols: SymbolTable, given: bool) -> Size:

@@ -225,3 +225,63 @@ def test_a_squeeze_by_axes_that_are_an_input(tmp_path: Path) -> None:
     made = Result(tmp_path, proto)
     assert made.operators == {"Conv": 1, "GlobalAveragePool": 1, "Squeeze": 1}
     made.same(x=X, a=np.array([2, 3]))
+
+
+def test_sizes_that_hang_on_what_a_caller_may_override(tmp_path: Path) -> None:
+    nodes = [CONV, batch_norm("c", "b"), node("Slice", "b s e", "r"), node("Shape", "r", "y")]
+    proto = model(nodes, WEIGHTS | {"s": np.array([0]), "e": np.array([1])}, {"x": (2, 4, 9, 8)})
+    proto.graph.output[0].CopyFrom(value("y", [4], onnx.TensorProto.INT64))
+    proto.graph.input.append(value("e", (1,), onnx.TensorProto.INT64))
+    made = Result(tmp_path, proto)
+    assert made.same(x=X, e=np.array([2]))[0].tolist() == [2, 8, 9, 8]
+    assert made.same(x=X)[0].tolist() == [1, 8, 9, 8]
+
+
+def test_sizes_in_tables(tmp_path: Path) -> None:
+    """ONNX's own inference takes the rows of a table of sizes for its numbers."""
+    nodes = [
+        CONV,
+        batch_norm("c", "b"),
+        node("Shape", "b", "sizes"),
+        node("Unsqueeze", "sizes zero", "row"),
+        node("Concat", "row row", "table", axis=0),
+        node("Gather", "table one", "again", axis=0),
+        node("Expand", "k again", "r"),
+        node("Shape", "r", "z"),
+        node("ConstantOfShape", "z", "q"),
+        node("Add", "b q", "y"),
+    ]
+    weights = WEIGHTS | {"zero": np.array([0]), "one": np.array(1), "k": draw(1)}
+    made = Result(tmp_path, model(nodes, weights))
+    assert made.operators["Conv"] == 1
+    assert "BatchNormalization" not in made.operators
+    made.same(x=X)
+
+
+def test_a_sequence_without_the_axis_that_was_split(tmp_path: Path) -> None:
+    nodes = [
+        CONV,
+        node("SplitToSequence", "c one", "q", axis=1, keepdims=0),
+        node("SequenceAt", "q first", "y"),
+    ]
+    made = Result(tmp_path, model(nodes, WEIGHTS | {"one": np.array(1), "first": np.array(0)}))
+    made.same(x=X)
+    assert "SplitToSequence" in made.operators
+
+
+def test_a_scale_of_some_columns_of_an_image_of_tokens(tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", "x m", "a"),
+        node("Slice", "a start end axis", "q"),
+        node("Mul", "q third", "r"),
+        node("Slice", "a end far axis", "v"),
+        node("Concat", "r v", "y", axis=-1),
+    ]
+    weights = {
+        "m": draw(8, 6),
+        "third": np.array(0.3, np.float32),
+        **{name: np.array([n]) for name, n in (("start", 0), ("end", 2), ("far", 9), ("axis", -1))},
+    }
+    made = Result(tmp_path, model(nodes, weights, {"x": ("n", 5, 7, 8)}))
+    assert "Mul" not in made.operators
+    made.same(x=draw(2, 5, 7, 8))

@@ -15,7 +15,7 @@ from reparam.algebra import batch_norm_affine, exact
 from reparam.composition import compose
 from reparam.onnx import running
 from reparam.values import BatchNorm, Conv
-from tests.onnx.files import Result, batch_norm, draw, model, node, statistics
+from tests.onnx.files import Result, batch_norm, draw, model, node, statistics, value
 
 POOLED = [
     node("Conv", "x w", "c", pads=[1, 1, 1, 1]),
@@ -91,3 +91,25 @@ def test_a_file_that_the_checker_refuses_is_named(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "old.onnx")
     with pytest.raises(OnnxError, match=r"onnx.checker refuses .*old.onnx: Field 'shape'"):
         compile_onnx(tmp_path / "old.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
+
+
+def test_what_the_reference_runs_is_compared_in_it(tmp_path: Path) -> None:
+    """ONNX Runtime has no such sequences of bfloat16: it would load the result, not the source."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        batch_norm("c", "y"),
+        node("SplitToSequence", "b lengths", "q", axis=1),
+        node("SequenceAt", "q first", "z"),
+    ]
+    weights = WEIGHTS | {"lengths": np.array([2, 2]), "first": np.array(0)}
+    proto = model(nodes[:2], weights)
+    proto.graph.node.extend(nodes[2:])
+    proto.graph.input.append(value("b", (2, 4), TensorProto.BFLOAT16))
+    proto.graph.output.append(value("z", (2, 2), TensorProto.BFLOAT16))
+    onnx.save(proto, tmp_path / "old.onnx")
+    made = compile_onnx(tmp_path / "old.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
+    assert made.equivalence is not None
+    assert [each.op_type for each in onnx.load(tmp_path / "new.onnx").graph.node] == [
+        "Conv",
+        "Split",
+    ]
