@@ -18,6 +18,9 @@ WRITING: dict[Any, str] = {
 }
 """Operators that write, and the methods that are the same. The latter are recorded as they are."""
 
+SIZES = ("size", "dim", "numel", "shape", "ndim", "__len__")
+"""The methods and attributes that read sizes."""
+
 NUMBERS = (Size, bool, int)
 """The facts of what nobody can write to."""
 
@@ -31,6 +34,8 @@ def make_loadable(graph: fx.Graph, lowered: Mapping[fx.Node, fx.Node]) -> None:
     """
     numbers = {now for node, now in lowered.items() if isinstance(node.meta.get("facts"), NUMBERS)}
     for node in graph.nodes:
+        if _number(node, numbers):
+            numbers.add(node)
         if node.op == "call_function" and node.target in WRITING:
             if node.args[0] in numbers:
                 node.target = getattr(operator, node.target.__name__.removeprefix("i"))
@@ -40,6 +45,17 @@ def make_loadable(graph: fx.Graph, lowered: Mapping[fx.Node, fx.Node]) -> None:
             node.op, node.target = "call_function", len
         if node.target in (len, list):
             node.meta["is_wrapped"] = True  # as by torch.fx.wrap
+
+
+def _number(node: fx.Node, numbers: set[fx.Node]) -> bool:
+    """Whether a node reads sizes, or computes with nothing but such, whatever its facts tell."""
+    if node.op == "call_method":
+        return node.target in SIZES
+    if node.target is getattr:
+        return node.args[1] in SIZES
+    of_python = getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
+    given = node.all_input_nodes
+    return node.op == "call_function" and of_python and given != [] and numbers.issuperset(given)
 
 
 def without_none_checks(graph: fx.Graph) -> None:

@@ -66,6 +66,15 @@ def counted(y: Tensor) -> Tensor:
     return y * count
 
 
+def multiplied(y: Tensor) -> Tensor:
+    count = 1
+    for size in (y + y).relu().shape[1:]:
+        count *= size
+    half = count // 2
+    half -= 1
+    return y * half
+
+
 def viewed(y: Tensor) -> Tensor:
     return y.view(*y.shape[:2], -1)
 
@@ -75,7 +84,7 @@ def unbound(y: Tensor) -> Tensor:
     return torch.stack(parts, -1) * len(y.shape[2:])
 
 
-RESTS: list[Any] = [added, divided, shifted, assigned, counted, viewed, unbound]
+RESTS: list[Any] = [added, divided, shifted, assigned, counted, multiplied, viewed, unbound]
 
 
 def saved(model: nn.Module) -> nn.Module:
