@@ -11,10 +11,11 @@ from typing import Any
 from torch import fx
 
 from reparam import known
+from reparam.proxies import IN_PLACE
 from reparam.sizes import Size
 
 WRITING: dict[Any, str] = {
-    getattr(operator, name): f"__{name}__" for name in (*known.INPLACE_OPERATORS, "setitem")
+    getattr(operator, name): f"__{name}__" for name in (*IN_PLACE, "setitem")
 }
 """Operators that write, and the methods that are the same. The latter are recorded as they are."""
 

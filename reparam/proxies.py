@@ -23,10 +23,8 @@ from torch.fx.proxy import Attribute, TraceError
 from reparam import known
 from reparam.arguments import found
 
-IN_PLACE = (
-    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor",
-    "ilshift", "irshift",
-)  # fmt: skip
+IN_PLACE = known.INPLACE_OPERATORS - {"imatmul"}
+"""The operators that tensors have methods of."""
 
 FACTORIES: dict[str, Any] = {
     name: getattr(torch, name)
