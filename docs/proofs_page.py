@@ -18,12 +18,12 @@ finite field. What is proven:
 
 > {CLAIM}.
 
-*A wrong one passes* bounds the probability of that, over the random choices of the proof; *degree*
-is that of the difference of both sides, at most. What has no counterpart in a finite field is
-checked in float64 only, and listed with the reason. `docs/how_it_works.md` says what is claimed and
-what is not; `make evidence` writes this page.
+*Error probability* bounds the chance that a wrong rewrite passes, over the random choices of the
+proof; *degree* is that of the difference of both sides, at most. What has no counterpart in a
+finite field is checked in float64 only, and listed with the reason. `docs/how_it_works.md` says
+what is claimed and what is not; `make evidence` writes this page.
 
-| pass | proven | degree | a wrong one passes | premises | checked in float64 only |
+| pass | proven | degree | error probability | premises | checked in float64 only |
 |---|---|---|---|---|---|
 """
 

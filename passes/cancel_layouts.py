@@ -1,23 +1,28 @@
-"""Cancel rearrangements that undo each other.
+"""Cancel rearrangements that undo each other, or that a reshape makes no difference of.
 
 Before:
     y = reshape(flatten(x), x.shape);   y = x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)
+    y = reshape(reshape(x, a), b);      y = reshape(x.permute(0, 2, 3, 1), b)  of (N, C, 1, 1)
 
 After:
     y = x
+    y = reshape(x, b)
 
 Algebra:
     Reshapes keep the order of the elements, so that two shapes that agree are one tensor.
-    Permutations compose.
+    So does a permutation that only moves axes of size 1. Permutations compose.
 
 Legal when:
-    The shape at the end is known to be that at the beginning.
+    The shape at the end is known to be that at the beginning; or it is given by numbers alone, and
+    known to have as many elements.
 
 Profitable when:
-    Always.
+    Nothing else reads what is passed by; always, where nothing is left.
 """
 
 from reparam import Call, Replace, rewrite
+from reparam.known import name
+from reparam.sizes import ONE, product
 from reparam.values import Layout
 
 
@@ -34,7 +39,36 @@ def cancel_layouts(call: Call) -> Replace | None:
             return None
         if source.shape is not None and source.shape == call.shape and source.shape.exact:
             return Replace(source)
-    return None
+    return _passing_by(call)
+
+
+def _passing_by(call: Call) -> Replace | None:
+    """The same reshape, to sizes that no tensor tells, of what its input was rearranged from."""
+    reshape = isinstance(call.value, Layout) and name(call.value.target) == "reshape"
+    if not reshape or len(call.inputs) != 1:
+        return None
+    source = call.inputs[0]
+    while len(source.readers) == 1 and _keeps_order(source):
+        source = source.inputs[0]
+    fits = source.shape is not None and source.shape.exact and call.shape is not None
+    if not fits or source == call.inputs[0]:
+        return None
+    assert source.shape is not None
+    assert call.shape is not None
+    same = product(source.shape.axes) == product(call.shape.axes)
+    return Replace({call: call.on(source)}) if same else None
+
+
+def _keeps_order(call: Call) -> bool:
+    """Whether a call leaves all elements where they are, counted through all axes."""
+    value = call.value
+    if not isinstance(value, Layout) or value.kind != "permute":
+        return isinstance(value, Layout) and value.kind == "reshape"
+    shape = call.inputs[0].shape
+    if shape is None or not shape.exact:
+        return False
+    moved = [axis for axis in value.axes if shape.axes[axis] != ONE]
+    return moved == sorted(moved)
 
 
 def _undone(outer: Layout, inner: object) -> bool:

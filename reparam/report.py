@@ -208,7 +208,7 @@ class Report:
                 proof = remark.proof
                 told = [_pattern(p) for p in proof.premises] if proof.proven else [str(proof)]
                 alike.setdefault((remark.rule, *told), []).append(proof)
-        table = Table("pass", "times", "a wrong one passes", "premises", title="Proven")
+        table = Table("pass", "times", "error probability", "premises", title="Proven")
         for (rule, *told), proofs in sorted(alike.items()):
             chance = f"{max(proof.probability for proof in proofs):.0e}"
             table.add_row(rule, str(len(proofs)), chance, "\n".join(told) or "none")

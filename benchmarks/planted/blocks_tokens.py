@@ -267,6 +267,14 @@ LAYOUTS = [
           lambda: {"l": Lin(16, 64)}),
     block("permuted twice", IMAGE,
           lambda m, x: F.relu(x).permute(0, 2, 3, 1).permute(0, 2, 3, 1).sigmoid(), dict),
+    block("seen as other sizes, twice", (2, 16),
+          lambda m, x: m.l(x).reshape(-1, 4, 16).reshape(-1, 8, 8).exp(),
+          lambda: {"l": Lin(16, 64)}),
+    block("rows of a transposed one", (2, 16),
+          lambda m, x: m.l(x).reshape(-1, 4, 16).transpose(1, 2).reshape(-1, 64).exp(),
+          lambda: {"l": Lin(16, 64)}),
+    block("tokens of averages", IMAGE,
+          lambda m, x: F.relu(x).mean((2, 3), True).permute(0, 2, 3, 1).reshape(-1, 4).exp(), dict),
 ]  # fmt: skip
 
 NOTHING = [
