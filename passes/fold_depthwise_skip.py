@@ -15,7 +15,8 @@ Legal when:
     batch norm's shift meets zero padding: x is then padded with -t/s, at the cost of a subtraction.
 
 Profitable when:
-    All branches are depthwise maps of one tensor.
+    All branches are depthwise maps of one tensor. A batch norm of that tensor is left to the layer
+    before it.
 
 Source: Vasu et al., "FastViT", ICCV 2023, equations 1 to 3.
 """
@@ -23,13 +24,19 @@ Source: Vasu et al., "FastViT", ICCV 2023, equations 1 to 3.
 from reparam import Call, Replace, rewrite
 from reparam.region import affine_call, merge
 from reparam.terms import Group
-from reparam.values import Conv, Sum
+from reparam.values import BatchNorm, Conv, Sum
 
 
 def _through(call: Call) -> bool:
-    """Maps that treat each channel by itself."""
-    value = call.value
-    return affine_call(call) and not (isinstance(value, Conv) and not value.depthwise)
+    """Maps that treat each channel by itself, but for what a layer of all channels takes in."""
+    if isinstance(call.value, BatchNorm) and call.inputs[0].readers == (call,):
+        return not _mixes(call.inputs[0])
+    return affine_call(call) and not _mixes(call)
+
+
+def _mixes(call: Call) -> bool:
+    """Whether a call is a layer that mixes channels."""
+    return isinstance(call.value, Conv) and not call.value.depthwise
 
 
 def _folded(groups: list[Group]) -> bool:

@@ -1,10 +1,14 @@
+import copy
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import reparam
 from fastvit_models.fastvit_blocks import ConditionalPositionEncoding, RepMixer
 from passes import fold_depthwise_skip
+from reparam.testing.randomised import randomised
 from tests.fused import operators
 from tests.passes.alone import Net, fires, reasons
 from tests.passes.layers import branch
@@ -98,3 +102,21 @@ def test_mixer_that_something_else_reads() -> None:
 
     model = Net(forward, conv=nn.Conv2d(4, 4, 3, padding=1, groups=4))
     fires(fold_depthwise_skip, model, IMAGES, times=0)
+
+
+def test_the_norm_of_a_layer_stays_with_the_layer() -> None:
+    """Where its shift is 0, as at the start of training, it could go into the skip as well.
+
+    What becomes of a model would hang on its weights, and a fused file fit another form of it.
+    """
+    layer = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4))
+    conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        y = m.layer(x)
+        return m.conv(y) + y
+
+    fresh = Net(forward, layer=layer, conv=conv).eval()
+    drawn = randomised(copy.deepcopy(fresh), IMAGES[:, :3])
+    names = [{*reparam.compile(model).state_dict()} for model in (fresh, drawn)]
+    assert names[0] == names[1] == {"layer.0.weight", "layer.0.bias", "conv.weight", "conv.bias"}
