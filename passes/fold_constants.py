@@ -23,7 +23,8 @@ from reparam import Call, Replace, require, rewrite
 from reparam.arguments import mapped
 from reparam.constants import Pair, evaluate
 from reparam.graph import Apply
-from reparam.values import Constant, Opaque
+from reparam.lift_modules import REAL
+from reparam.values import Constant, Opaque, Sum
 
 SMALL = 2**20
 """Bytes that a result may always take."""
@@ -34,7 +35,9 @@ def fold_constants(call: Call) -> Replace | None:
     """Evaluate a call of constants, or the constants that a layer computes its weights from."""
     value = call.value
     if call.constant_operations:
-        return Replace(value, *call.arguments)
+        # A multiple of integers is one of floats, once it is written with a plain number.
+        real = call.shape is not None and call.shape.dtype in REAL
+        return Replace(value, *call.arguments) if real or not isinstance(value, Sum) else None
     if not isinstance(value, Opaque) or not value.pure:
         return None
     inputs = call.inputs

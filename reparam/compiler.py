@@ -1,6 +1,7 @@
 """The compiler's entry: compile, verify, report."""
 
 import gc
+import threading
 import time
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -23,6 +24,9 @@ from reparam.report import Remark, Report, attach, report
 from reparam.rewrite import Rewrite
 from reparam.verify import verify as verify_models
 from reparam.wrappers import materialised, unwrapped
+
+_one_at_a_time = threading.RLock()
+"""Of several threads that compile: while torch.fx traces, it patches modules of all of them."""
 
 
 def compile(  # noqa: A001 - the name that users of a compiler look for
@@ -71,7 +75,7 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
     given = weakref.ref(checked(model))
     model = materialised(unwrapped(model))
     options = Options(chosen, verify, remarks or _ignore)
-    with _uncollected(), torch.inference_mode(False):  # whose tensors nobody could train
+    with _one_at_a_time, _uncollected(), torch.inference_mode(False):  # nobody could train those
         fused = _compiled(model, options, example_inputs, constants, methods)
     _records[fused] = _Record(given, chosen, example_inputs, constants, methods)
     return fused

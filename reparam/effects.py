@@ -53,7 +53,8 @@ def out_of_place(node: fx.Node) -> tuple[Any, dict[str, Any]]:
         return node.target.removesuffix("_"), options
     target: Any = node.target
     operators = getattr(target, "__module__", "") == "_operator"
-    plain = target.__name__[1:] if operators else target.__name__.removesuffix("_")
+    name = target.__name__
+    plain = f"__{name[1:]}__" if operators else name.removesuffix("_")  # `and_`, of `iand`
     return getattr(known.home(target), plain, target), options
 
 

@@ -62,7 +62,7 @@ class _Lowerer:
                 self._output(node)
             elif not isinstance(Call(node).value, Shape):
                 self._node(node)
-        make_loadable(self.graph, self.lowered)
+        make_loadable(self.graph, self.attributes, self.lowered)
         self.graph.lint()
         module = fx.GraphModule(self.attributes, self.graph, type(self.capture.root).__name__)
         self._keep_states(module)

@@ -8,6 +8,7 @@ import builtins
 import dis
 import inspect
 import operator
+import threading
 import typing
 from collections.abc import Callable, Generator, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
@@ -244,7 +245,11 @@ def python_asks(tracer: Any) -> Generator[None]:
             device_type = tracer.examples(device_type.node)
         own_autocast(region, device_type, *args, **kwargs)
 
+    thread = threading.get_ident()
+
     def gradients() -> bool:
+        if threading.get_ident() != thread:
+            return own_gradients()
         if _caller(inspect.currentframe()).f_code.co_filename.startswith(TORCH):
             return own_gradients()
         raise TraceError("it asks whether gradients are wanted")

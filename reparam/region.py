@@ -7,7 +7,7 @@ candidate to be written out. One cost judges the whole: what the candidate remov
 puts there, per pixel of the root, strides included.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -176,15 +176,25 @@ def _candidates(
             if budget is not None:
                 blocked.append(Blocked(call, declined.reason))
             continue
-        pixels = _pixels(terms.pop(call)[0])
+        pixels = _pixels(terms[call][0])
         expanded.add(call)
         if all(reader in removed for reader in readers):
             removed[call] = pixels
             operations += call_cost(call, 1, pixels).operations
-        for source, new in parts:
-            terms[source] = met(terms.get(source, ()), new)
+        terms = _with(terms, call, parts)
         if len(expanded) > 1 or isinstance(call.value, Sum):
             yield Candidate(root, dict(terms), dict(removed), operations)
+
+
+def _with(
+    terms: dict[Call, tuple[Term, ...]], call: Call, parts: Iterable[tuple[Call, Term]]
+) -> dict[Call, tuple[Term, ...]]:
+    """The same sum, a call in its place expanded: the first operand decides how a sum lies."""
+    after: dict[Call, tuple[Term, ...]] = {}
+    for each, those in terms.items():
+        for source, new in parts if each == call else ((each, term) for term in those):
+            after[source] = met(after.get(source, ()), new)
+    return after
 
 
 def _same_kind(root: Call, call: Call) -> None:

@@ -53,3 +53,14 @@ def test_random_numbers_are_no_constants() -> None:
 def test_what_depends_on_the_input_stays() -> None:
     model = Net(lambda m, x: torch.sigmoid(m.conv(x)), conv=nn.Conv2d(3, 4, 3))
     fires(fold_constants, model, IMAGES, times=0)
+
+
+def test_an_integer_stays_one() -> None:
+    """Times a size of a parameter, which is a constant too; what it multiplies is not known."""
+    model = Net(
+        lambda m, x: (x * 9).argmax(1) * m.table.shape[1], table=torch.randn(3, 4, 4)
+    ).double()
+    fused = reparam.compile(model.eval())
+    assert fused(IMAGES.double()).dtype == torch.int64
+    half = Net(lambda m, x: torch.zeros(x.nelement() * m.table.shape[1]), table=torch.ones(2, 4))
+    assert reparam.compile(half.eval())(IMAGES).shape == (IMAGES.numel() * 4,)

@@ -2,12 +2,14 @@
 
 import copy
 import gc
+import threading
+from itertools import chain
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import passes
@@ -98,3 +100,40 @@ def test_a_layer_without_outputs_is_folded_like_any_other() -> None:
     fused = reparam.compile(model, torch.randn(2, 4), passes=passes.DEFAULT, verify=False)
     assert not [r for r in reparam.report(fused).missed if "failed" in r.message]
     assert fused(torch.randn(2, 4)).shape == (2, 0)
+
+
+def test_threads() -> None:
+    """Some compile at once, and one runs meanwhile and asks what a trace would refuse."""
+
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if torch.is_grad_enabled() else x
+
+    x, asks, failed = torch.randn(2, 4, 5, 5), Asks(), list[Exception]()
+    layers = [(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(80)]
+    models = [nn.Sequential(*chain(*layers[i::4])).eval() for i in range(4)]
+    fused: dict[int, nn.Module] = {}
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.is_set():
+            try:
+                asks(x)
+            except Exception as error:
+                failed.append(error)
+
+    def compiled(index: int) -> None:
+        fused[index] = reparam.compile(models[index], x)
+
+    runner = threading.Thread(target=run)
+    workers = [threading.Thread(target=compiled, args=(index,)) for index in range(len(models))]
+    for thread in (runner, *workers):
+        thread.start()
+    for worker in workers:
+        worker.join()
+    done.set()
+    runner.join()
+    assert not failed
+    for index, model in enumerate(models):
+        assert len(reparam.report(fused[index]).applied) == 20
+        torch.testing.assert_close(fused[index](x), model(x), rtol=1e-4, atol=1e-4)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,24 @@ def unbound(y: Tensor) -> Tensor:
     return torch.stack(parts, -1) * len(y.shape[2:])
 
 
-RESTS: list[Any] = [added, divided, shifted, assigned, counted, multiplied, viewed, unbound]
+def halved(y: Tensor) -> Tensor:
+    count, most, step = y.nelement(), torch.numel(y), y.stride(0)
+    count //= 2
+    most -= 1
+    step += len(y.unbind(1))
+    step |= 1
+    even = y.shape[2]
+    even &= 6
+    return y * (count + most + step + even)
+
+
+def named(y: Tensor) -> OrderedDict[str, Tensor]:
+    return OrderedDict(whole=y, half=y / 2)
+
+
+RESTS: list[Any] = [
+    *(added, divided, shifted, assigned, counted, multiplied, viewed, unbound, halved)
+]
 
 
 def saved(model: nn.Module) -> nn.Module:
@@ -138,3 +156,99 @@ def test_a_dictionary_keeps_its_keys() -> None:
     torch.testing.assert_close(again(maps), model(maps), rtol=1e-4, atol=1e-4)
     with pytest.raises(AssertionError, match="it holds for inputs that"):
         again({"a": maps["a"]})
+
+
+def test_a_dictionary_keeps_its_type() -> None:
+    x = torch.randn(2, 4, 3, 5)
+    fused = reparam.compile(randomised(Net(named).eval(), x))
+    for form in (fused, saved(fused), saved(saved(fused))):
+        assert type(form(x)) is OrderedDict
+
+
+class Buffers(Net):
+    """With buffers, from which alone something is computed."""
+
+    def __init__(self, rest: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__(named)
+        self.of_buffers = rest
+        self.register_buffer("ones", torch.ones(4, 1, 1))
+        self.register_buffer("calls", torch.tensor(0.0))
+        self.register_buffer("positions", torch.randn(4, 64, 1))
+        self.register_buffer("mask", torch.ones(64, 64).tril().bool())
+        self.offset = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor, mask: Any = None) -> Any:
+        return self.of_buffers(self, super().forward(x, mask)["whole"])
+
+
+def positioned(m: Any, y: Tensor) -> Tensor:
+    return y + m.positions[:, : y.shape[2]]
+
+
+def masked(m: Any, y: Tensor) -> Tensor:
+    return (y @ y.mT).masked_fill(~m.mask[: y.shape[2], : y.shape[2]], 0)
+
+
+def counting(m: Any, y: Tensor) -> Tensor:
+    m.calls.add_(1)
+    torch.add(m.calls, 1, out=m.calls)
+    return y * m.calls
+
+
+def growing(m: Any, y: Tensor) -> Tensor:
+    part = m.ones[:2]
+    part += 1
+    return y * m.ones
+
+
+def made(m: Any, y: Tensor) -> Tensor:
+    z = m.ones * 2
+    z[0] = 5
+    z += m.offset
+    return y + z
+
+
+def resized(m: Any, y: Tensor) -> Tensor:
+    size = y.shape[-2:]
+    maps = nn.functional.interpolate(m.positions[None], size=size, mode="bilinear")
+    whole = m.ones.new_full((y.shape[0], 1, 1, 1), 3) + m.ones.expand(y.shape[0], -1, -1, -1)
+    return maps + whole * y
+
+
+def handed_out(m: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    return y, m.ones * 2
+
+
+@pytest.mark.parametrize("example", [True, False])
+@pytest.mark.parametrize("rest", [positioned, masked, counting, growing, made, resized, handed_out])
+def test_what_is_computed_of_buffers(rest: Any, example: bool) -> None:
+    """It is computed in every call, not once as the pickle is loaded."""
+    x = torch.randn(2, 4, 3, 5)
+    model = randomised(Buffers(rest).eval(), x)
+    fused = reparam.compile(copy.deepcopy(model), x if example else None)
+    once = pickle.loads(pickle.dumps(fused))
+    twice = pickle.loads(pickle.dumps(once))
+    for form in (fused, once, twice):
+        assert form.state_dict().keys() == fused.state_dict().keys()
+        reference = copy.deepcopy(model)
+        for size in (5, 4, 5):
+            x = torch.randn(size, 4, size, 5)
+            found, expected = form(x), reference(x)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            if rest is handed_out:
+                found[1].zero_()
+
+
+def test_a_module_of_that_name() -> None:
+    class Taken(Buffers):
+        def __init__(self) -> None:
+            super().__init__(positioned)
+            self.read = nn.ReLU()
+
+        def forward(self, x: Tensor, mask: Any = None) -> Any:
+            return self.read(super().forward(x, mask))
+
+    x = torch.randn(2, 4, 3, 5)
+    model = randomised(Taken().eval(), x)
+    again = pickle.loads(pickle.dumps(reparam.compile(model, x)))
+    torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-4)

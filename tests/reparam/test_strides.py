@@ -44,14 +44,26 @@ def scaled_half(m: Any, x: Tensor) -> Tensor:
     return (one * 2.0).view(1, -1, *one.shape[2:]) + other.reshape(1, -1, *one.shape[2:])
 
 
+def added_last(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    last = y.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return m.norm2(m.conv(y)) + last
+
+
+def viewed_sum(m: Any, x: Tensor) -> Tensor:
+    return added_last(m, x).view(-1)
+
+
 def model(forward: Callable[[Any, Tensor], Tensor]) -> nn.Module:
     layers = {"linear": nn.Linear(8, 8), "norm": nn.BatchNorm1d(8), "conv": nn.Conv2d(8, 8, 1)}
+    layers["norm2"] = nn.BatchNorm2d(8)
     return randomised(Net(forward, **layers), drawn(0, 2, 8, 3, 2).float()).double()
 
 
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize(
-    "forward", [viewed, viewed_later, viewed_as, no_product, scaled_half, tokens]
+    "forward",
+    [viewed, viewed_later, viewed_as, no_product, scaled_half, tokens, added_last, viewed_sum],
 )
 def test_what_a_view_was_taken_of(forward: Callable[[Any, Tensor], Tensor], given: bool) -> None:
     original, x = model(forward), drawn(1, 2, 8, 3, 2)
