@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import reparam
 from fastvit_models.blocks import MobileOneBlock
-from fastvit_models.fastvit import FastViT, FastViTConfig
+from fastvit_models.fastvit import FastViTConfig, create_fastvit
 
 
 def load_images(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -46,16 +46,16 @@ def upsample(images: Tensor, shift: float = 0.0) -> Tensor:
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def build_model() -> FastViT:
+def build_model() -> nn.Module:
     """A narrow FastViT: three stages of RepMixer, one of attention.
 
     Its layer scales start at 0.1 instead of 1e-5, so that every block learns within a minute.
     """
     config = FastViTConfig((1, 1, 2, 1), width=8, mlp_ratio=2, attention=True, layer_scale=0.1)
-    model = FastViT(config, num_classes=10, in_channels=1, drop_path_rate=0.0)
+    model = create_fastvit(config, num_classes=10, in_channels=1)
     # As usual for small images, the first layer keeps their size: the last stage has 2×2 pixels
     # then. With one pixel, attention would have nothing to choose from.
-    model.stem[0] = MobileOneBlock(1, config.width, 3, activation=nn.GELU)
+    model.set_submodule("stem.0", MobileOneBlock(1, config.width, 3, activation=nn.GELU))
     return model
 
 

@@ -1,4 +1,4 @@
-"""What the families share: the MobileOne block and its parts.
+"""What the families share: the MobileOne block and its parts, stochastic depth, initial weights.
 
 Source: Vasu et al., "MobileOne: An Improved One millisecond Mobile Backbone", CVPR 2023, section 3.
 """
@@ -9,13 +9,24 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-MOBILEONE_KEYS = (
+BLOCK_KEYS = (
     (r"\.rbr_conv\.(\d+)\.", r".branches.conv\1."),
-    (r"\.rbr_scale\.", ".branches.scale."),
-    (r"\.rbr_skip\.", ".branches.identity."),
+    (r"\.rbr_dense\.", ".branches.conv0."),
+    (r"\.rbr_(?:scale|1x1)\.", ".branches.scale."),
+    (r"\.rbr_(?:skip|identity)\.", ".branches.identity."),
+    (r"\.se\.down\.", ".se.reduce."),
+    (r"\.se\.up\.", ".se.expand."),
+    (r"\.conv_kxk\.(\d+)\.", r".branches.conv\1."),
+    (r"\.conv_kxk\.", ".branches.conv0."),
+    (r"\.conv_(?:scale|1x1)\.", ".branches.scale."),
+    (r"(?<!branches)\.identity\.", ".branches.identity."),
+    (r"\.(?:attn|se)\.fc1\.", ".se.reduce."),
+    (r"\.(?:attn|se)\.fc2\.", ".se.expand."),
 )
-"""(pattern, replacement) rows, from the released names to those of `MobileOneBlock`."""
+"""(pattern, replacement) rows: from the released names of MobileOne's block and of RepVGG's, and
+from timm's for both, to those of `MobileOneBlock`."""
 
 
 class ConvBN(nn.Sequential):
@@ -23,6 +34,9 @@ class ConvBN(nn.Sequential):
 
     `(N, in_channels, H, W)` → `(N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)`.
     """
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d
 
     def __init__(
         self,
@@ -100,3 +114,32 @@ class MobileOneBlock(nn.Module):
         """`(N, in_channels, H, W)` → `(N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)`."""
         y = functools.reduce(torch.add, [branch(x) for branch in self.branches.values()])
         return self.activation(self.se(y))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, zeroes whole samples at `rate` and rescales the rest.
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` → the same."""
+        if not self.training or self.rate == 0:
+            return x
+        return x * functional.dropout(x.new_ones(x.shape[0], 1, 1, 1), self.rate, training=True)
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return f"rate={self.rate:g}"
+
+
+def truncated_normal(layer: nn.Module) -> None:
+    """Weight: truncated normal of standard deviation 0.02; bias: 0. For `nn.Module.apply`."""
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fastvit_models.blocks import MOBILEONE_KEYS, MobileOneBlock
-from fastvit_models.checkpoint import rename_keys
-from fastvit_models.errors import ModelOptionError
+from fastvit_models.backbone import Backbone, Features, Parts, checked_options, feature_info
+from fastvit_models.blocks import BLOCK_KEYS, MobileOneBlock, truncated_normal
 from fastvit_models.fastvit_blocks import (
     AttentionBlock,
     ConditionalPositionEncoding,
     PatchEmbed,
     RepMixerBlock,
-    initialise,
 )
 
 
@@ -57,7 +55,7 @@ VARIANTS = {  # depths, width, MLP ratio, attention, layer scale, drop path rate
     "fastvit_ma36": FastViTConfig((6, 6, 18, 6), 76, 4, True, 1e-6, 0.35),
 }
 
-ORIGINAL_KEYS = (
+KEYS = (
     (r"^patch_embed\.", "stem."),
     (r"^network\.0\.", "stages.0.blocks."),
     (r"^network\.1\.proj\.", "stages.1.downsample."),
@@ -74,73 +72,59 @@ ORIGINAL_KEYS = (
     (r"\.convffn\.conv\.", ".ffn.depthwise."),
     (r"\.convffn\.", ".ffn."),
     (r"\.norm\.rbr_skip\.", ".norm."),
-    *MOBILEONE_KEYS,
+    (r"^head\.fc\.", "head."),
+    (r"\.downsample\.proj\.0\.(large|small)_conv\.", r".downsample.\1."),
+    (r"\.downsample\.proj\.1\.", ".downsample.pointwise."),
+    (r"\.pos_emb\.pos_enc\.", ".position.conv."),
+    (r"\.pos_emb\.", ".position."),
+    (r"\.mlp\.conv\.", ".ffn.depthwise."),
+    (r"\.mlp\.", ".ffn."),
+    (r"\.(layer_scale(?:_\d)?)\.gamma$", r".\1"),
+    (r"\.norm\.identity\.", ".norm."),
+    *BLOCK_KEYS,
 )
-"""(pattern, replacement) rows, applied in this order: from the released names to the ones here."""
+"""(pattern, replacement) rows, in order: from the released names and timm's to the ones here."""
 
 
-class FastViT(nn.Module):
-    """The classifier.
+class FastViT(Backbone):
+    """The classifier."""
 
-    `feature_info` says of each stage its channels, its reduction of H and W, and its module.
-    """
-
-    def __init__(
-        self, config: FastViTConfig, num_classes: int, in_channels: int, drop_path_rate: float
-    ) -> None:
-        super().__init__()
-        width = config.widths[-1]
-        self.feature_info = _feature_info(config, [f"stages.{i}" for i in range(4)])
-        self.stem = _stem(in_channels, config.width)
-        self.stages = _stages(config, drop_path_rate)
+    def __init__(self, parts: Parts, width: int, num_classes: int) -> None:
+        super().__init__(parts, 2 * width, num_classes)
         self.final_conv = MobileOneBlock(
             width, 2 * width, 3, groups=width, squeeze_excite=True, activation=nn.GELU
         )
-        self.head = nn.Linear(2 * width, num_classes)
-        self.head.apply(initialise)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images `(N, in_channels, H, W)`, any H and W, → logits `(N, num_classes)`."""
-        x = self.stem(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.head(self.final_conv(x).mean((2, 3)))
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images `(N, in_channels, H, W)` → the last map, `(N, num_features, ⌈H/32⌉, ⌈W/32⌉)`."""
+        return self.final_conv(super().forward_features(x))
 
-    def convert_keys(self, keys: Iterable[str]) -> dict[str, str]:
-        """The name here of each tensor of a released file; a name from here stays as it is."""
-        return rename_keys(keys, ORIGINAL_KEYS)
+    def make_head(self) -> nn.Module:
+        """A head with fresh weights: `(N, num_features)` → `(N, num_classes)`."""
+        return super().make_head().apply(truncated_normal)
 
 
-class FastViTFeatures(nn.Module):
-    """The backbone for dense prediction: each stage's output, a batch norm on each, no head.
+class FastViTFeatures(Features):
+    """The backbone for dense prediction: a batch norm on each stage's output."""
 
-    `feature_info` says of each map its channels, its reduction of H and W, and its module.
-    """
-
-    def __init__(self, config: FastViTConfig, in_channels: int, drop_path_rate: float) -> None:
-        super().__init__()
-        self.feature_info = _feature_info(config, [f"norm{2 * i}" for i in range(4)])
-        self.stem = _stem(in_channels, config.width)
-        self.stages = _stages(config, drop_path_rate)
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
         # The release numbers them by the stage's place in its list of stages and patch embeddings.
-        self.norm0, self.norm2, self.norm4, self.norm6 = map(nn.BatchNorm2d, config.widths)
+        self.norm0, self.norm2, self.norm4, self.norm6 = (
+            nn.BatchNorm2d(int(info["num_chs"])) for info in parts.feature_info
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images `(N, in_channels, H, W)` → maps `(N, width·2^i, ⌈H/(4·2^i)⌉, …)`, i = 0 … 3."""
-        x = self.stem(x)
-        maps: list[Tensor] = []
         norms = (self.norm0, self.norm2, self.norm4, self.norm6)
-        for stage, norm in zip(self.stages, norms, strict=True):
-            x = stage(x)
-            maps.append(norm(x))
-        return maps
+        return [norm(y) for norm, y in zip(norms, self.maps(x), strict=True)]
 
     def convert_keys(self, keys: Iterable[str]) -> dict[str, str]:
         """The name here of each tensor of a released file; a name from here stays as it is.
 
         Warns where norm6 was trained on another tensor than it reads here.
         """
-        converted = rename_keys(keys, ORIGINAL_KEYS)
+        converted = super().convert_keys(keys)
         if "network.6.pe.weight" in converted and "norm6.weight" in converted:
             warnings.warn(
                 "norm6 of these weights was trained on the position encoding in front of stage 4, "
@@ -167,18 +151,14 @@ def create_fastvit(
 
     Raises `ModelOptionError` for a value out of range.
     """
-    if num_classes < 1:
-        raise ModelOptionError(
-            f"num_classes is {num_classes}: give at least 1, or features_only=True for no head"
-        )
-    if in_channels < 1:
-        raise ModelOptionError(f"in_channels is {in_channels}: give at least 1")
     rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
-    if not 0 <= rate < 1:
-        raise ModelOptionError(f"drop_path_rate is {rate}: give at least 0 and less than 1")
+    checked_options(num_classes, in_channels, rate)
+    names = [f"norm{2 * i}" for i in range(4)] if features_only else None
+    stem, stages = _stem(in_channels, config.width), _stages(config, rate)
+    parts = Parts(stem, stages, feature_info(config.widths, names), KEYS)
     if features_only:
-        return FastViTFeatures(config, in_channels, rate)
-    return FastViT(config, num_classes, in_channels, rate)
+        return FastViTFeatures(parts)
+    return FastViT(parts, config.widths[-1], num_classes)
 
 
 def _stem(in_channels: int, width: int) -> nn.Sequential:
@@ -211,11 +191,3 @@ def _stages(config: FastViTConfig, drop_path_rate: float) -> nn.ModuleList:
         )
         stages.append(nn.Sequential(parts))
     return stages
-
-
-def _feature_info(config: FastViTConfig, modules: list[str]) -> list[dict[str, int | str]]:
-    """One entry per stage, with timm's keys."""
-    return [
-        {"num_chs": width, "reduction": 4 * 2**i, "module": module}
-        for i, (width, module) in enumerate(zip(config.widths, modules, strict=True))
-    ]

@@ -7,33 +7,11 @@ the released code does, so that the released weights mean the same here.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fastvit_models.blocks import ConvBN, MobileOneBlock
+from fastvit_models.blocks import ConvBN, DropPath, MobileOneBlock, truncated_normal
 
 HEAD_WIDTH = 32
 """Channels of an attention head."""
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: in training, zeroes whole samples at `rate` and rescales the rest.
-
-    Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` → the same."""
-        if not self.training or self.rate == 0:
-            return x
-        return x * functional.dropout(x.new_ones(x.shape[0], 1, 1, 1), self.rate, training=True)
-
-    def extra_repr(self) -> str:
-        """What `repr` shows."""
-        return f"rate={self.rate:g}"
 
 
 class ConvFFN(nn.Module):
@@ -46,7 +24,7 @@ class ConvFFN(nn.Module):
         self.activation = nn.GELU()
         self.fc2 = nn.Conv2d(hidden_channels, channels, 1)
         self.dropout = nn.Dropout(dropout)
-        self.apply(initialise)
+        self.apply(truncated_normal)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, channels, H, W)` → the same."""
@@ -104,7 +82,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
         self.dropout = nn.Dropout(dropout)
-        self.apply(initialise)
+        self.apply(truncated_normal)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, channels, H, W)` → the same."""
@@ -179,11 +157,3 @@ def _layer_scale(channels: int, value: float) -> nn.Parameter:
     Source: Touvron et al., "Going deeper with Image Transformers", ICCV 2021, equation 4.
     """
     return nn.Parameter(torch.full((channels, 1, 1), value))
-
-
-def initialise(layer: nn.Module) -> None:
-    """Weight: truncated normal of standard deviation 0.02; bias: 0. For `nn.Module.apply`."""
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(layer.weight, std=0.02)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)

@@ -8,12 +8,20 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from fastvit_models import fastvit
+from fastvit_models import fastvit, mobileone, repvgg, repvit
 from fastvit_models.errors import ModelOptionError, UnknownModelError
 
+FAMILIES = (
+    (fastvit.create_fastvit, fastvit.VARIANTS),
+    (repvit.create_repvit, repvit.VARIANTS),
+    (mobileone.create_mobileone, mobileone.VARIANTS),
+    (repvgg.create_repvgg, repvgg.VARIANTS),
+)
+
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
-    name: functools.partial(fastvit.create_fastvit, config)
-    for name, config in fastvit.VARIANTS.items()
+    name: functools.partial(create, config)
+    for create, variants in FAMILIES
+    for name, config in variants.items()
 }
 """Name → factory, which takes the model's options by keyword."""
 
@@ -21,8 +29,8 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
 def create_model(name: str, **options: object) -> nn.Module:
     """Build the model of that name, with fresh weights, in train mode.
 
-    FastViT's options are `num_classes` (1000), `in_channels` (3), `features_only` (False) and
-    `drop_path_rate` (the variant's own): see `fastvit_models.fastvit.create_fastvit`.
+    All take `num_classes` (1000), `in_channels` (3) and `features_only` (False); FastViT and RepViT
+    `drop_path_rate`, RepViT `distillation`: see `fastvit_models.repvit.create_repvit` and its like.
 
     Raises `UnknownModelError`, which suggests the nearest names, and `ModelOptionError`.
     """

@@ -13,22 +13,23 @@ from torch import Tensor, nn
 
 import fastvit_models
 from fastvit_models import CheckpointError, load_checkpoint
-from fastvit_models.fastvit import FastViT, FastViTConfig, FastViTFeatures
+from fastvit_models.backbone import Trunk
+from fastvit_models.fastvit import FastViTConfig, create_fastvit
 from tests.vectors import originals
 
 CONFIG = FastViTConfig((1, 1, 1, 1), 16, 2, attention=True)
 
 
-def classifier() -> FastViT:
-    return FastViT(CONFIG, num_classes=5, in_channels=3, drop_path_rate=0.0)
+def classifier() -> nn.Module:
+    return create_fastvit(CONFIG, num_classes=5)
 
 
-def backbone() -> FastViTFeatures:
-    return FastViTFeatures(CONFIG, in_channels=3, drop_path_rate=0.0)
+def backbone() -> nn.Module:
+    return create_fastvit(CONFIG, features_only=True)
 
 
 @pytest.fixture
-def model() -> FastViT:
+def model() -> nn.Module:
     return classifier()
 
 
@@ -83,7 +84,7 @@ def test_own_names(model: nn.Module, state: dict[str, Tensor], tmp_path: Path, n
 def test_own_names_are_not_renamed(variant: str, features_only: bool) -> None:
     with torch.device("meta"):
         model = fastvit_models.create_model(variant, features_only=features_only)
-    assert isinstance(model, FastViT | FastViTFeatures)
+    assert isinstance(model, Trunk)
     keys = list(model.state_dict())
     assert model.convert_keys(keys) == dict(zip(keys, keys, strict=True))
 

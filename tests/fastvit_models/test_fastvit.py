@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import fastvit_models
-from fastvit_models.fastvit import FastViT, FastViTConfig, FastViTFeatures
+from fastvit_models.backbone import Backbone, Features, Trunk
+from fastvit_models.fastvit import FastViTConfig, FastViTFeatures, create_fastvit
 from fastvit_models.fastvit_blocks import Attention, ConvFFN, DropPath
 
 VARIANTS = fastvit_models.list_models("fastvit_*")
@@ -46,7 +47,7 @@ def test_training_size(variant: str, size: int) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_feature_maps(variant: str) -> None:
     model = on_meta(variant, features_only=True).eval()
-    assert isinstance(model, FastViTFeatures)
+    assert isinstance(model, Features)
     assert not hasattr(model, "head")
     info = model.feature_info
     assert [entry["module"] for entry in info] == ["norm0", "norm2", "norm4", "norm6"]
@@ -62,15 +63,17 @@ def test_feature_maps(variant: str) -> None:
 @pytest.mark.parametrize("features_only", [False, True])
 def test_feature_info_names_modules(features_only: bool) -> None:
     model = on_meta("fastvit_sa12", features_only=features_only)
-    assert isinstance(model, FastViT | FastViTFeatures)
+    assert isinstance(model, Trunk)
     for entry in model.feature_info:
         module = model.get_submodule(str(entry["module"]))
         assert isinstance(module, nn.BatchNorm2d if features_only else nn.Sequential)
 
 
 def test_features_are_the_classifiers_stages_normalised() -> None:
-    classifier = FastViT(TINY, num_classes=5, in_channels=3, drop_path_rate=0.0)
-    features = FastViTFeatures(TINY, in_channels=3, drop_path_rate=0.0)
+    classifier = create_fastvit(TINY, num_classes=5)
+    assert isinstance(classifier, Backbone)
+    features = create_fastvit(TINY, features_only=True)
+    assert isinstance(features, FastViTFeatures)
     randomise(classifier).eval()
     trunk = {k: v for k, v in classifier.state_dict().items() if k.startswith(("stem", "stages"))}
     features.eval().load_state_dict(trunk, strict=False)
@@ -111,7 +114,7 @@ def test_a_trace_holds_for_every_size(variant: str, features_only: bool) -> None
 
 
 def test_training_reaches_every_parameter() -> None:
-    model = FastViT(TINY, num_classes=5, in_channels=3, drop_path_rate=0.3)
+    model = create_fastvit(TINY, num_classes=5, drop_path_rate=0.3)
     model(torch.randn(4, 3, 64, 64)).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
@@ -139,7 +142,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
 
 def test_initial_weights() -> None:
     model = fastvit_models.create_model("fastvit_sa12")
-    assert isinstance(model, FastViT)
+    assert isinstance(model, Backbone)
     drawn: list[nn.Module] = [model.head]
     for module in model.modules():
         if isinstance(module, ConvFFN):

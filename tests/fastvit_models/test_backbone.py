@@ -1,0 +1,93 @@
+"""What users do with any of the networks: another head, features, memory for time, training."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastvit_models
+from fastvit_models import ModelOptionError
+from fastvit_models.backbone import Backbone
+
+NAMES = ("fastvit_sa12", "repvit_m0_6", "mobileone_s0", "repvgg_a0")
+"""One of each family."""
+
+
+def image(size: int = 64, channels: int = 3) -> Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_feature_maps(name: str) -> None:
+    model: Any = fastvit_models.create_model(name, features_only=True, in_channels=1).eval()
+    maps = model(image(96, channels=1))
+    assert [tuple(m.shape) for m in maps] == [
+        (2, each["num_chs"], 96 // each["reduction"], 96 // each["reduction"])
+        for each in model.feature_info
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_head(name: str) -> None:
+    model: Any = fastvit_models.create_model(name, num_classes=5).double().eval()
+    assert (model.num_classes, model(image().double()).shape) == (5, (2, 5))
+    model.reset_classifier(3)
+    assert (model.num_classes, model(image().double()).shape) == (3, (2, 3))
+    model.reset_classifier(0)
+    features = model.forward_features(image().double())
+    assert features.shape == (2, model.num_features, 2, 2)
+    torch.testing.assert_close(model(image().double()), features.mean((2, 3)))
+    with pytest.raises(ModelOptionError, match="num_classes is -1: give at least 0"):
+        model.reset_classifier(-1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recomputed_activations_give_the_same_gradients(name: str) -> None:
+    model: Any = fastvit_models.create_model(name, num_classes=4).double().train()
+    frugal = copy.deepcopy(model)
+    frugal.set_grad_checkpointing()
+    for each in (model, frugal):
+        for layer in each.modules():
+            if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+                layer.eval()  # whose statistics would be counted twice
+        torch.manual_seed(0)  # stochastic depth draws alike
+        each(image().double()).square().sum().backward()
+    for one, other in zip(model.parameters(), frugal.parameters(), strict=True):
+        assert one.grad is not None
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("option", "value"), [("num_classes", 0), ("in_channels", 0), ("drop_path_rate", 1.0)]
+)
+def test_values_out_of_range(name: str, option: str, value: Any) -> None:
+    with pytest.raises(ModelOptionError, match=option):
+        fastvit_models.create_model(name, **{option: value})
+
+
+def test_a_distilled_repvit_returns_both_logits_in_training() -> None:
+    model = fastvit_models.create_model("repvit_m0_6", num_classes=4, distillation=True)
+    ours, distilled = model.train()(image())
+    assert ours.shape == distilled.shape == (2, 4)
+    assert model.eval()(image()).shape == (2, 4)
+    assert isinstance(model, Backbone)
+    model.reset_classifier(3)
+    assert model.eval()(image()).shape == (2, 3)
+
+
+def test_a_distilled_file_fits_a_distilled_model_alone(tmp_path: Any) -> None:
+    distilled = fastvit_models.create_model("repvit_m0_6", distillation=True)
+    torch.save(distilled.state_dict(), tmp_path / "distilled.pth")
+    with pytest.raises(fastvit_models.CheckpointError, match=r"unexpected: head\.distilled"):
+        fastvit_models.load_checkpoint(
+            fastvit_models.create_model("repvit_m0_6"), tmp_path / "distilled.pth"
+        )
+
+
+def test_stochastic_depth_of_repvit_grows() -> None:
+    model = fastvit_models.create_model("repvit_m0_6", drop_path_rate=0.16)
+    rates = [module.rate for module in model.modules() if hasattr(module, "rate")]
+    assert rates == pytest.approx([0.01 * i for i in range(17)])
