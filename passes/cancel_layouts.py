@@ -1,4 +1,4 @@
-"""Cancel rearrangements that undo each other, or that a reshape makes no difference of.
+"""Cancel rearrangements that undo each other, and bypass those that keep the order for a reshape.
 
 Before:
     y = reshape(flatten(x), x.shape);   y = x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)
@@ -9,15 +9,15 @@ After:
     y = reshape(x, b)
 
 Algebra:
-    Reshapes keep the order of the elements, so that two shapes that agree are one tensor.
-    So does a permutation that only moves axes of size 1. Permutations compose.
+    A reshape keeps the order of the elements, and so does a permutation that moves only axes of
+    size 1: with these, two shapes that agree are one tensor. Permutations compose.
 
 Legal when:
     The shape at the end is known to be that at the beginning; or it is given by numbers alone, and
     known to have as many elements.
 
 Profitable when:
-    Nothing else reads what is passed by; always, where nothing is left.
+    Always for those that undo each other; nothing else may read what is bypassed.
 """
 
 from reparam import Call, Replace, rewrite
@@ -39,10 +39,10 @@ def cancel_layouts(call: Call) -> Replace | None:
             return None
         if source.shape is not None and source.shape == call.shape and source.shape.exact:
             return Replace(source)
-    return _passing_by(call)
+    return _bypassing(call)
 
 
-def _passing_by(call: Call) -> Replace | None:
+def _bypassing(call: Call) -> Replace | None:
     """The same reshape, to sizes that no tensor tells, of what its input was rearranged from."""
     reshape = isinstance(call.value, Layout) and name(call.value.target) == "reshape"
     if not reshape or len(call.inputs) != 1:
@@ -50,13 +50,11 @@ def _passing_by(call: Call) -> Replace | None:
     source = call.inputs[0]
     while len(source.readers) == 1 and _keeps_order(source):
         source = source.inputs[0]
-    fits = source.shape is not None and source.shape.exact and call.shape is not None
-    if not fits or source == call.inputs[0]:
+    before, after = source.shape, call.shape
+    if source == call.inputs[0] or before is None or after is None:
         return None
-    assert source.shape is not None
-    assert call.shape is not None
-    same = product(source.shape.axes) == product(call.shape.axes)
-    return Replace({call: call.on(source)}) if same else None
+    fits = before.exact and after.exact and product(before.axes) == product(after.axes)
+    return Replace({call: call.on(source)}) if fits else None
 
 
 def _keeps_order(call: Call) -> bool:
