@@ -1,7 +1,9 @@
 """What the networks have in common: a stem, stages, a head, and what users do with them."""
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,10 +17,10 @@ KeyRows = tuple[tuple[str, str], ...]
 """(pattern, replacement) rows, applied in order: from the names of others to those here."""
 
 FeatureInfo = list[dict[str, int | str]]
-"""Of each map its channels, its reduction of H and W, and its module, under timm's keys."""
+"""Of each stage `num_chs` (its channels), `reduction` (of H and W) and `module` (its path)."""
 
 
-recomputed = cast("Any", checkpoint).checkpoint
+_checkpoint = cast("Any", checkpoint).checkpoint  # torch gives it no types
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Parts:
     Attributes:
         stem: before the stages.
         stages: each a sequence of blocks; blocks under the name `blocks` count one by one.
-        feature_info: of the stages.
+        feature_info: see `describe_stages`.
         keys: from the names of released checkpoints, and timm's, to those here.
     """
 
@@ -38,11 +40,12 @@ class Parts:
     keys: KeyRows
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Stem and stages.
 
-    With `set_grad_checkpointing()`, training keeps no activations but those between blocks, and
-    computes the others again on the way back: less memory, about a third more time.
+    Attributes:
+        feature_info: of each stage `num_chs`, `reduction` and `module`.
+        checkpoint_keys: from the names of released checkpoints, and timm's, to those here.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -51,41 +54,49 @@ class Trunk(nn.Module):
         self.grad_checkpointing = False
         self.stem = parts.stem
         self.stages = parts.stages
-        self._keys = parts.keys
+        self.checkpoint_keys = parts.keys  # data, which a compiled model keeps
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether training trades time for memory."""
+        """Whether training keeps, of the stages, what goes from block to block alone.
+
+        All else is computed again on the way back, but for the running statistics of batch norms,
+        which count every batch once. Hooks of whole stages are not called then.
+        Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+        """
         self.grad_checkpointing = enable
 
     def convert_keys(self, keys: Iterable[str]) -> dict[str, str]:
         """The name here of each tensor of a released file or of timm's; a name from here stays."""
-        return rename_keys(keys, self._keys)
+        return rename_keys(keys, self.checkpoint_keys)
 
-    def maps(self, x: Tensor) -> Iterator[Tensor]:
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
         """The output of each stage for images `(N, in_channels, H, W)`."""
         x = self.stem(x)
         for stage in self.stages:
             if self.grad_checkpointing and self.training:
                 for block in _blocks(stage):
-                    x = recomputed(block, x, use_reentrant=False)
+                    again = functools.partial(_recomputed, block)
+                    x = _checkpoint(block, x, use_reentrant=False, context_fn=again)
             else:
                 x = stage(x)
             yield x
 
 
-class Backbone(Trunk):
-    """A classifier: stem, stages, global average pool and a linear layer.
+class Classifier(Backbone):
+    """Stem, stages, global average pool and a linear layer.
+
+    Whoever builds one gives it its head, last, by `reset_classifier`.
 
     Attributes:
-        num_classes: that it tells apart; 0 after `reset_classifier(0)`.
-        num_features: channels before the head.
-        feature_info: of each stage its channels, its reduction of H and W, and its module.
+        num_classes: the length of its logits; 0 for no head.
+        num_features: the channels of the last map.
     """
 
-    def __init__(self, parts: Parts, num_features: int, num_classes: int) -> None:
+    def __init__(self, parts: Parts, num_features: int) -> None:
         super().__init__(parts)
         self.num_features = num_features
-        self.reset_classifier(num_classes)
+        self.num_classes = 0
+        self.head: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `(N, in_channels, H, W)`, any H and W, → logits `(N, num_classes)`."""
@@ -93,7 +104,7 @@ class Backbone(Trunk):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images `(N, in_channels, H, W)` → the last map, `(N, num_features, ⌈H/32⌉, ⌈W/32⌉)`."""
-        *_, x = self.maps(x)
+        *_, x = self.forward_stages(x)
         return x
 
     def forward_head(self, x: Tensor) -> Tensor:
@@ -105,44 +116,66 @@ class Backbone(Trunk):
 
         Raises `ModelOptionError` for a negative number.
         """
-        if num_classes < 0:
-            raise ModelOptionError(f"num_classes is {num_classes}: give at least 0")
+        check_options(num_classes=num_classes)
         self.num_classes = num_classes
+        del self.head  # so that the new one comes last, as it runs
         self.head = self.make_head() if num_classes else nn.Identity()
-        self.head.to(next(self.stem.parameters()))
+        self.head.to(next(self.stem.parameters())).train(self.training)
 
     def make_head(self) -> nn.Module:
         """A head with fresh weights: `(N, num_features)` → `(N, num_classes)`."""
         return nn.Linear(self.num_features, self.num_classes)
 
 
-class Features(Trunk):
-    """A backbone for dense prediction: each stage's output, no head."""
+class FeatureExtractor(Backbone):
+    """For dense prediction: each stage's output, no head."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Images `(N, in_channels, H, W)` → the four maps that `feature_info` tells of."""
-        return [*self.maps(x)]
+        """Images `(N, in_channels, H, W)` → `(N, num_chs, ⌈H/reduction⌉, ⌈W/reduction⌉)` each."""
+        return [*self.forward_stages(x)]
 
 
-def checked_options(num_classes: int, in_channels: int, drop_path_rate: float = 0.0) -> None:
+def check_options(
+    *, num_classes: int = 0, in_channels: int = 1, drop_path_rate: float = 0.0
+) -> None:
     """Raise `ModelOptionError` for a value out of range."""
-    if num_classes < 1:
-        raise ModelOptionError(
-            f"num_classes is {num_classes}: give at least 1, or features_only=True for no head"
-        )
+    if num_classes < 0:
+        raise ModelOptionError(f"num_classes is {num_classes}: give at least 0, which is no head")
     if in_channels < 1:
         raise ModelOptionError(f"in_channels is {in_channels}: give at least 1")
     if not 0 <= drop_path_rate < 1:
         raise ModelOptionError(f"drop_path_rate is {drop_path_rate}: give at least 0, less than 1")
 
 
-def feature_info(widths: Sequence[int], modules: Sequence[str] | None = None) -> FeatureInfo:
-    """One entry for each stage; the modules are the stages themselves, if not given."""
+def describe_stages(widths: Sequence[int], modules: Sequence[str] | None = None) -> FeatureInfo:
+    """The `feature_info`; its modules are the stages themselves, if not given.
+
+    Every network here reduces H and W by 4 up to the first stage, and by 2 in each further one.
+    """
     modules = modules or [f"stages.{i}" for i in range(len(widths))]
     return [
         {"num_chs": width, "reduction": 4 * 2**i, "module": module}
         for i, (width, module) in enumerate(zip(widths, modules, strict=True))
     ]
+
+
+@contextmanager
+def _same_statistics(block: nn.Module) -> Generator[None]:
+    """While a block runs again, its batch norms count no batch twice."""
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def _recomputed(block: nn.Module) -> tuple[AbstractContextManager[None], ...]:
+    """What a checkpointed block runs in, at first and again."""
+    return nullcontext(), _same_statistics(block)
 
 
 def _blocks(stage: nn.Module) -> Iterator[nn.Module]:

@@ -29,6 +29,19 @@ BLOCK_KEYS = (
 from timm's for both, to those of `MobileOneBlock`."""
 
 
+STAGE_KEYS = (
+    (r"^stage0\.", "stem."),
+    *((rf"^stage{i + 1}\.", f"stages.{i}.") for i in range(4)),
+    (r"^linear\.", "head."),
+    (r"^head\.fc\.", "head."),
+    *BLOCK_KEYS,
+)
+"""(pattern, replacement) rows of MobileOne and RepVGG: from the released names and timm's."""
+
+STAGE_WIDTHS = (64, 128, 256, 512)
+"""Channels of the stages of MobileOne and RepVGG at multiplier 1."""
+
+
 class ConvBN(nn.Sequential):
     """A k×k convolution without bias, "same" padding for odd k, then a batch norm.
 

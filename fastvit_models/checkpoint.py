@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from fastvit_models import fused
 from fastvit_models.errors import CheckpointError
 
 NESTED_UNDER = ("state_dict_ema", "state_dict", "model")
@@ -26,9 +27,6 @@ WRAPPERS = r"^(?:module\.|_orig_mod\.)+"
 
 BACKBONE = "backbone."
 """What detection and segmentation frameworks put in front of the names of a model like ours."""
-
-FUSED = ("reparam_conv.", "lkb_reparam.")
-"""What the names of released *fused* checkpoints hold."""
 
 LISTED = 5
 """How many of the offending tensors a message names."""
@@ -49,15 +47,34 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     The file (`.safetensors`; anything else is read as a pickle) holds a state dict under the names
     of this package or of the released checkpoints, at its top or nested under `state_dict_ema`,
     `state_dict` or `model`. Of a detector's or a segmenter's file the backbone is meant.
-    Only `num_batches_tracked` may be missing.
+    Only `num_batches_tracked` may be missing. A file of the training form goes into the model, one
+    of the fused form into what the compiler made of it.
 
     Raises `CheckpointError`, and leaves the model as it was, if the file cannot be read, holds
-    more than tensors, is of the fused form, or if a tensor is missing, left over or of another
+    more than tensors, is of the other form, or if a tensor is missing, left over or of another
     shape than the model's.
     """
     path = Path(path)
-    tensors = _rename(model, _state_dict(path), path)
+    released = _state_dict(path)
+    mark = fused.marked(released)
+    if mark and not isinstance(model, fx.GraphModule):
+        raise CheckpointError(
+            f"{path} is the fused form of a model ({mark}), which cannot be taken apart again: "
+            "compile the model and load it into the result, or fetch the training form"
+        )
+    tensors: Mapping[str, Tensor] = _rename(model, released, path)
     targets: dict[str, Tensor] = model.state_dict()
+    if isinstance(model, fx.GraphModule):
+        if fused.normalised(tensors) and not mark and not fused.normalised(targets):
+            raise CheckpointError(
+                f"{path} is the training form of a model, and this one is compiled: load it before"
+            )
+        try:
+            tensors = fused.fitted(tensors, model)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{path} holds a batch norm that does not fit the layer beside it: fetch it again"
+            ) from error
     _check_fit(tensors, targets, path, type(model).__name__)
     with torch.no_grad():
         # All converted before any is copied: a conversion that fails leaves the model as it was.
@@ -83,7 +100,7 @@ def rename_keys(keys: Iterable[str], rows: Iterable[tuple[str, str]]) -> dict[st
 
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
-    """The training-form state dict in the file, under the file's names."""
+    """The state dict in the file, under the file's names."""
     content = _unnest(_read(path))
     advice = f"save a state dict, at its top or under one of {', '.join(NESTED_UNDER)}"
     if not isinstance(content, Mapping):
@@ -93,11 +110,6 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             kind = type(value).__name__
             raise CheckpointError(f"{path} holds a {kind} as {key!r}, not tensors alone: {advice}")
-        if any(mark in key for mark in FUSED):
-            raise CheckpointError(
-                f"{path} is the fused form of a model ({key}), which cannot be taken apart again: "
-                "fetch the training form of the same checkpoint"
-            )
     return cast(Mapping[str, Tensor], entries)
 
 
@@ -155,11 +167,10 @@ def _rename(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dict
     if any(key.startswith(BACKBONE) for key, _ in bare):
         bare = [(key.removeprefix(BACKBONE), v) for key, v in bare if key.startswith(BACKBONE)]
     keys = [key for key, _ in bare]
-    own = (
-        model.convert_keys(keys)
-        if isinstance(model, ReleasedElsewhere)
-        else dict(zip(keys, keys, strict=True))
-    )
+    if isinstance(model, ReleasedElsewhere) and not isinstance(model, fx.GraphModule):
+        own = model.convert_keys(keys)
+    else:  # a compiled model has the rows, and no methods
+        own = rename_keys(keys, getattr(model, "checkpoint_keys", ()))
     twice = [name for name, count in Counter(own[key] for key in keys).items() if count > 1]
     if twice:
         raise CheckpointError(
@@ -196,9 +207,11 @@ def _check_fit(
         f"{len(names)} {what}: {_listing(names)}" for what, names in differences.items() if names
     ]
     if found:
+        other = "create the variant, with the options, that it was saved from"
+        if fused.normalised(targets) and not fused.normalised(tensors):
+            other = "it has no batch norm: if it is the fused form, compile the model first"
         raise CheckpointError(
-            f"{path} does not fit this {model}: {'; '.join(found)}; create the variant, with the "
-            "options, that it was saved from; nothing was loaded"
+            f"{path} does not fit this {model}: {'; '.join(found)}; {other}; nothing was loaded"
         )
     if any(target.is_meta for target in targets.values()):
         raise CheckpointError(

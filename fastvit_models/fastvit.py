@@ -12,7 +12,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fastvit_models.backbone import Backbone, Features, Parts, checked_options, feature_info
+from fastvit_models.backbone import (
+    Classifier,
+    FeatureExtractor,
+    Parts,
+    check_options,
+    describe_stages,
+)
 from fastvit_models.blocks import BLOCK_KEYS, MobileOneBlock, truncated_normal
 from fastvit_models.fastvit_blocks import (
     AttentionBlock,
@@ -63,12 +69,13 @@ KEYS = (
     (r"^network\.3\.proj\.", "stages.2.downsample."),
     (r"^network\.4\.", "stages.2.blocks."),
     (r"^network\.5\.proj\.", "stages.3.downsample."),
-    (r"^network\.6\.pe\.", "stages.3.position.conv."),
+    (r"^network\.6\.(?:pe|reparam_conv)\.", "stages.3.position.conv."),
     (r"^network\.[67]\.", "stages.3.blocks."),
     (r"^conv_exp\.", "final_conv."),
     (r"\.downsample\.0\.lkb_origin\.", ".downsample.large."),
     (r"\.downsample\.0\.small_conv\.", ".downsample.small."),
     (r"\.downsample\.1\.", ".downsample.pointwise."),
+    (r"\.downsample\.(?:0\.lkb_reparam|proj\.0\.reparam_conv)\.", ".downsample.fused."),
     (r"\.convffn\.conv\.", ".ffn.depthwise."),
     (r"\.convffn\.", ".ffn."),
     (r"\.norm\.rbr_skip\.", ".norm."),
@@ -86,14 +93,15 @@ KEYS = (
 """(pattern, replacement) rows, in order: from the released names and timm's to the ones here."""
 
 
-class FastViT(Backbone):
+class FastViT(Classifier):
     """The classifier."""
 
     def __init__(self, parts: Parts, width: int, num_classes: int) -> None:
-        super().__init__(parts, 2 * width, num_classes)
+        super().__init__(parts, 2 * width)
         self.final_conv = MobileOneBlock(
             width, 2 * width, 3, groups=width, squeeze_excite=True, activation=nn.GELU
         )
+        self.reset_classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images `(N, in_channels, H, W)` → the last map, `(N, num_features, ⌈H/32⌉, ⌈W/32⌉)`."""
@@ -104,7 +112,7 @@ class FastViT(Backbone):
         return super().make_head().apply(truncated_normal)
 
 
-class FastViTFeatures(Features):
+class FastViTFeatures(FeatureExtractor):
     """The backbone for dense prediction: a batch norm on each stage's output."""
 
     def __init__(self, parts: Parts) -> None:
@@ -117,7 +125,7 @@ class FastViTFeatures(Features):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images `(N, in_channels, H, W)` → maps `(N, width·2^i, ⌈H/(4·2^i)⌉, …)`, i = 0 … 3."""
         norms = (self.norm0, self.norm2, self.norm4, self.norm6)
-        return [norm(y) for norm, y in zip(norms, self.maps(x), strict=True)]
+        return [norm(y) for norm, y in zip(norms, self.forward_stages(x), strict=True)]
 
     def convert_keys(self, keys: Iterable[str]) -> dict[str, str]:
         """The name here of each tensor of a released file; a name from here stays as it is.
@@ -152,10 +160,10 @@ def create_fastvit(
     Raises `ModelOptionError` for a value out of range.
     """
     rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
-    checked_options(num_classes, in_channels, rate)
+    check_options(num_classes=num_classes, in_channels=in_channels, drop_path_rate=rate)
     names = [f"norm{2 * i}" for i in range(4)] if features_only else None
     stem, stages = _stem(in_channels, config.width), _stages(config, rate)
-    parts = Parts(stem, stages, feature_info(config.widths, names), KEYS)
+    parts = Parts(stem, stages, describe_stages(config.widths, names), KEYS)
     if features_only:
         return FastViTFeatures(parts)
     return FastViT(parts, config.widths[-1], num_classes)

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastvit_models.backbone import Backbone, Features, Parts, checked_options, feature_info
-from fastvit_models.blocks import BLOCK_KEYS, MobileOneBlock
+from fastvit_models.backbone import (
+    Classifier,
+    FeatureExtractor,
+    Parts,
+    check_options,
+    describe_stages,
+)
+from fastvit_models.blocks import STAGE_KEYS, STAGE_WIDTHS, MobileOneBlock
 
 DEPTHS = (2, 8, 10, 1)
 """Units of each stage; a unit is a depthwise 3×3 block, then a pointwise one."""
-
-WIDTHS = (64, 128, 256, 512)
-"""Channels of each stage at multiplier 1."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class MobileOneConfig:
     """What tells the variants apart."""
 
     multipliers: tuple[float, float, float, float]
-    """Channels of each stage over those of `WIDTHS`."""
+    """Channels of each stage over those of `STAGE_WIDTHS`."""
     conv_branches: int = 1
     """k×k convolutions beside each other in every block behind the stem."""
     squeeze_excite: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -31,7 +34,7 @@ class MobileOneConfig:
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each stage."""
-        return tuple(int(w * m) for w, m in zip(WIDTHS, self.multipliers, strict=True))
+        return tuple(int(w * m) for w, m in zip(STAGE_WIDTHS, self.multipliers, strict=True))
 
 
 VARIANTS = {
@@ -42,15 +45,6 @@ VARIANTS = {
     "mobileone_s4": MobileOneConfig((3, 3.5, 3.5, 4), squeeze_excite=(0, 0, 5, 1)),
 }
 
-KEYS = (
-    (r"^stage0\.", "stem."),
-    *((rf"^stage{i + 1}\.", f"stages.{i}.") for i in range(4)),
-    (r"^linear\.", "head."),
-    (r"^head\.fc\.", "head."),
-    *BLOCK_KEYS,
-)
-"""(pattern, replacement) rows, from the released names and timm's to the ones here."""
-
 
 def create_mobileone(
     config: MobileOneConfig,
@@ -58,15 +52,15 @@ def create_mobileone(
     num_classes: int = 1000,
     in_channels: int = 3,
     features_only: bool = False,
-) -> Backbone | Features:
+) -> Classifier | FeatureExtractor:
     """Build a MobileOne with fresh weights, initialised as torch does by default.
 
-    With `features_only` it is a `Features`, and `num_classes` plays no part.
+    With `features_only` it is a `FeatureExtractor`, and `num_classes` plays no part.
 
     Raises `ModelOptionError` for a value out of range.
     """
-    checked_options(num_classes, in_channels)
-    width = min(64, config.widths[0])
+    check_options(num_classes=num_classes, in_channels=in_channels)
+    width = min(STAGE_WIDTHS[0], config.widths[0])  # wider ones keep the stem, as released
     stem = MobileOneBlock(in_channels, width, 3, stride=2, activation=nn.ReLU)
     stages = nn.ModuleList()
     for depth, out, excited in zip(DEPTHS, config.widths, config.squeeze_excite, strict=True):
@@ -75,10 +69,12 @@ def create_mobileone(
             blocks += _unit(config, width, out, 2 if unit == 0 else 1, unit >= depth - excited)
             width = out
         stages.append(nn.Sequential(*blocks))
-    parts = Parts(stem, stages, feature_info(config.widths), KEYS)
+    parts = Parts(stem, stages, describe_stages(config.widths), STAGE_KEYS)
     if features_only:
-        return Features(parts)
-    return Backbone(parts, width, num_classes)
+        return FeatureExtractor(parts)
+    model = Classifier(parts, width)
+    model.reset_classifier(num_classes)
+    return model
 
 
 def _unit(

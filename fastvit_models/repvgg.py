@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastvit_models.backbone import Backbone, Features, Parts, checked_options, feature_info
-from fastvit_models.blocks import BLOCK_KEYS, MobileOneBlock
-
-WIDTHS = (64, 128, 256, 512)
-"""Channels of each stage at multiplier 1."""
+from fastvit_models.backbone import (
+    Classifier,
+    FeatureExtractor,
+    Parts,
+    check_options,
+    describe_stages,
+)
+from fastvit_models.blocks import STAGE_KEYS, STAGE_WIDTHS, MobileOneBlock
 
 
 @dataclass(frozen=True)
@@ -19,50 +22,43 @@ class RepVGGConfig:
     """What tells the variants apart."""
 
     depths: tuple[int, int, int, int]
+    """Blocks of each stage."""
     multiplier: float
-    """Channels over those of `WIDTHS`, in all stages but the last."""
+    """Channels over those of `STAGE_WIDTHS`, in all stages but the last."""
     last_multiplier: float
     """And in the last."""
     groups: int = 1
     """Of the convolutions of every other layer, from the third of the network to the 27th."""
     squeeze_excite: bool = False
+    """Whether every block has squeeze-and-excite, the stem too."""
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each stage."""
         multipliers = (*(self.multiplier,) * 3, self.last_multiplier)
-        return tuple(int(w * m) for w, m in zip(WIDTHS, multipliers, strict=True))
+        return tuple(int(w * m) for w, m in zip(STAGE_WIDTHS, multipliers, strict=True))
 
 
-A, B = (2, 4, 14, 1), (4, 6, 16, 1)
-VARIANTS = {  # depths, multiplier, that of the last stage, groups
-    "repvgg_a0": RepVGGConfig(A, 0.75, 2.5),
-    "repvgg_a1": RepVGGConfig(A, 1, 2.5),
-    "repvgg_a2": RepVGGConfig(A, 1.5, 2.75),
-    "repvgg_b0": RepVGGConfig(B, 1, 2.5),
-    "repvgg_b1": RepVGGConfig(B, 2, 4),
-    "repvgg_b1g2": RepVGGConfig(B, 2, 4, 2),
-    "repvgg_b1g4": RepVGGConfig(B, 2, 4, 4),
-    "repvgg_b2": RepVGGConfig(B, 2.5, 5),
-    "repvgg_b2g2": RepVGGConfig(B, 2.5, 5, 2),
-    "repvgg_b2g4": RepVGGConfig(B, 2.5, 5, 4),
-    "repvgg_b3": RepVGGConfig(B, 3, 5),
-    "repvgg_b3g2": RepVGGConfig(B, 3, 5, 2),
-    "repvgg_b3g4": RepVGGConfig(B, 3, 5, 4),
+DEPTHS_A, DEPTHS_B = (2, 4, 14, 1), (4, 6, 16, 1)
+VARIANTS = {  # depths, multiplier, that of the last stage
+    "repvgg_a0": RepVGGConfig(DEPTHS_A, 0.75, 2.5),
+    "repvgg_a1": RepVGGConfig(DEPTHS_A, 1, 2.5),
+    "repvgg_a2": RepVGGConfig(DEPTHS_A, 1.5, 2.75),
+    "repvgg_b0": RepVGGConfig(DEPTHS_B, 1, 2.5),
+    "repvgg_b1": RepVGGConfig(DEPTHS_B, 2, 4),
+    "repvgg_b1g2": RepVGGConfig(DEPTHS_B, 2, 4, groups=2),
+    "repvgg_b1g4": RepVGGConfig(DEPTHS_B, 2, 4, groups=4),
+    "repvgg_b2": RepVGGConfig(DEPTHS_B, 2.5, 5),
+    "repvgg_b2g2": RepVGGConfig(DEPTHS_B, 2.5, 5, groups=2),
+    "repvgg_b2g4": RepVGGConfig(DEPTHS_B, 2.5, 5, groups=4),
+    "repvgg_b3": RepVGGConfig(DEPTHS_B, 3, 5),
+    "repvgg_b3g2": RepVGGConfig(DEPTHS_B, 3, 5, groups=2),
+    "repvgg_b3g4": RepVGGConfig(DEPTHS_B, 3, 5, groups=4),
     "repvgg_d2se": RepVGGConfig((8, 14, 24, 1), 2.5, 5, squeeze_excite=True),
 }
 
 GROUPED_LAYERS = range(2, 27, 2)
 """The layers with groups, the stem being layer 0."""
-
-KEYS = (
-    (r"^stage0\.", "stem."),
-    *((rf"^stage{i + 1}\.", f"stages.{i}.") for i in range(4)),
-    (r"^linear\.", "head."),
-    (r"^head\.fc\.", "head."),
-    *BLOCK_KEYS,
-)
-"""(pattern, replacement) rows, from the released names and timm's to the ones here."""
 
 
 def create_repvgg(
@@ -71,15 +67,15 @@ def create_repvgg(
     num_classes: int = 1000,
     in_channels: int = 3,
     features_only: bool = False,
-) -> Backbone | Features:
+) -> Classifier | FeatureExtractor:
     """Build a RepVGG with fresh weights, initialised as torch does by default.
 
-    With `features_only` it is a `Features`, and `num_classes` plays no part.
+    With `features_only` it is a `FeatureExtractor`, and `num_classes` plays no part.
 
     Raises `ModelOptionError` for a value out of range.
     """
-    checked_options(num_classes, in_channels)
-    width = min(64, config.widths[0])
+    check_options(num_classes=num_classes, in_channels=in_channels)
+    width = min(STAGE_WIDTHS[0], config.widths[0])  # wider ones keep the stem, as released
     stem = _block(config, in_channels, width, 2, layer=0)
     stages, layer = nn.ModuleList(), 1
     for depth, out in zip(config.depths, config.widths, strict=True):
@@ -88,10 +84,12 @@ def create_repvgg(
             blocks.append(_block(config, width, out, 2 if position == 0 else 1, layer))
             width, layer = out, layer + 1
         stages.append(nn.Sequential(*blocks))
-    parts = Parts(stem, stages, feature_info(config.widths), KEYS)
+    parts = Parts(stem, stages, describe_stages(config.widths), STAGE_KEYS)
     if features_only:
-        return Features(parts)
-    return Backbone(parts, width, num_classes)
+        return FeatureExtractor(parts)
+    model = Classifier(parts, width)
+    model.reset_classifier(num_classes)
+    return model
 
 
 def _block(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fastvit_models.backbone import (
-    Backbone,
-    Features,
+    Classifier,
+    FeatureExtractor,
     Parts,
-    checked_options,
-    feature_info,
+    check_options,
+    describe_stages,
 )
 from fastvit_models.blocks import ConvBN, DropPath, SqueezeExcite, truncated_normal
 
@@ -68,6 +68,7 @@ KEYS = (
     (r"\.se\.fc2\.", ".se.expand."),
     (r"\.channel_mixer\.(?:m\.0|conv1)\.", ".channel_mixer.expand."),
     (r"\.channel_mixer\.(?:m\.2|conv2)\.", ".channel_mixer.project."),
+    (r"^classifier\.(weight|bias)$", r"head.\1"),  # of the fused form of both
     (r"^(?:classifier\.classifier|head\.head)\.", "head.classifier."),
     (r"^(?:classifier\.classifier_dist|head\.head_dist)\.", "head.distilled."),
     (r"^(head\..*)\.bn\.", r"\1.norm."),
@@ -164,15 +165,16 @@ class DistilledHead(nn.Module):
         return logits if self.training else (logits[0] + logits[1]) / 2
 
 
-class RepViT(Backbone):
+class RepViT(Classifier):
     """The classifier.
 
     With `distillation`, a forward in training mode returns the logits of both heads.
     """
 
     def __init__(self, parts: Parts, width: int, num_classes: int, distillation: bool) -> None:
+        super().__init__(parts, width)
         self.distillation = distillation
-        super().__init__(parts, width, num_classes)
+        self.reset_classifier(num_classes)
 
     def make_head(self) -> nn.Module:
         """A head with fresh weights: `(N, num_features)` → `(N, num_classes)`."""
@@ -190,15 +192,15 @@ def create_repvit(
     features_only: bool = False,
     drop_path_rate: float = 0.0,
     distillation: bool = False,
-) -> Backbone | Features:
+) -> Classifier | FeatureExtractor:
     """Build a RepViT with fresh weights.
 
-    With `features_only` it is a `Features`, and `num_classes` and `distillation` play no part.
-    `drop_path_rate` is that of the last block, and grows linearly from 0 at the first block.
+    With `features_only` it is a `FeatureExtractor`, for which `num_classes` and `distillation` play
+    no part. `drop_path_rate` is that of the last block, and grows linearly from 0 at the first.
 
     Raises `ModelOptionError` for a value out of range.
     """
-    checked_options(num_classes, in_channels, drop_path_rate)
+    check_options(num_classes=num_classes, in_channels=in_channels, drop_path_rate=drop_path_rate)
     stem = nn.Sequential(
         OrderedDict[str, nn.Module](
             conv1=ConvBN(in_channels, config.width // 2, 3, stride=2),
@@ -217,9 +219,9 @@ def create_repvit(
             blocks.append(made)
             done += 1
         stages.append(nn.Sequential(*blocks))
-    parts = Parts(stem, stages, feature_info(config.widths), (*_places(config), *KEYS))
+    parts = Parts(stem, stages, describe_stages(config.widths), (*_block_keys(config), *KEYS))
     if features_only:
-        return Features(parts)
+        return FeatureExtractor(parts)
     return RepViT(parts, config.widths[-1], num_classes, distillation)
 
 
@@ -230,16 +232,17 @@ def _squeeze_excite(channels: int, wanted: bool) -> nn.Module:
     )
 
 
-def _places(config: RepViTConfig) -> Iterator[tuple[str, str]]:
+def _block_keys(config: RepViTConfig) -> Iterator[tuple[str, str]]:
     """Where the blocks are: the release counts through; timm gives the last to the next stage."""
     number = 1
     for stage, depth in enumerate(config.depths):
         for block in range(depth):
             yield rf"^features\.{number}\.", f"stages.{stage}.{block}."
             number += 1
-        if stage > 0:
-            yield rf"^stages\.{stage}\.0\.token_mixer\.0\.", f"stages.{stage}.0.depthwise."
-        yield rf"^stages\.{stage + 1}\.downsample\.pre_block\.", f"stages.{stage}.{depth - 1}."
-        yield rf"^stages\.{stage}\.downsample\.", f"stages.{stage}.0."
-        for block in range(depth):
+        for block in range(depth - (0 if stage == 0 else 1)):
             yield rf"^stages\.{stage}\.blocks\.{block}\.", f"stages.{stage}.{block + (stage > 0)}."
+        if stage > 0:
+            last = f"stages.{stage - 1}.{config.depths[stage - 1] - 1}."
+            yield rf"^stages\.{stage}\.downsample\.pre_block\.", last
+            yield rf"^stages\.{stage}\.downsample\.", f"stages.{stage}.0."
+            yield rf"^stages\.{stage}\.0\.token_mixer\.0\.", f"stages.{stage}.0.depthwise."

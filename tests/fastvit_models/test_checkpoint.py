@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fastvit_models
 from fastvit_models import CheckpointError, load_checkpoint
-from fastvit_models.backbone import Trunk
+from fastvit_models.backbone import Backbone
 from fastvit_models.fastvit import FastViTConfig, create_fastvit
 from tests.vectors import originals
 
@@ -84,7 +84,7 @@ def test_own_names(model: nn.Module, state: dict[str, Tensor], tmp_path: Path, n
 def test_own_names_are_not_renamed(variant: str, features_only: bool) -> None:
     with torch.device("meta"):
         model = fastvit_models.create_model(variant, features_only=features_only)
-    assert isinstance(model, Trunk)
+    assert isinstance(model, Backbone)
     keys = list(model.state_dict())
     assert model.convert_keys(keys) == dict(zip(keys, keys, strict=True))
 

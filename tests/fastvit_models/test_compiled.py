@@ -1,14 +1,19 @@
 """What becomes of the networks in the compiler: as small as what timm's own fusion leaves."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import fastvit_models
 import reparam
+from fastvit_models import CheckpointError
 from reparam.testing.randomised import randomised
+from reparam.verify import EXACT, relative_difference
 
 SMALL = {"fastvit_t8", "repvit_m0_9", "mobileone_s0", "repvgg_a0"}
 """The others take long."""
@@ -18,6 +23,9 @@ VARIANTS = [
     for name in fastvit_models.list_models()
 ]
 
+FUSED = ("fastvit_sa12", "mobileone_s4", "repvgg_d2se", "repvit_m1_1")
+"""With what the small ones do not have: attention, squeeze-and-excite."""
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -25,15 +33,31 @@ def size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def image() -> Tensor:
+    return torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+def drawn(name: str, **options: Any) -> nn.Module:
+    """A model in float64 with numbers at which a wrong fold shows."""
+    return randomised(fastvit_models.create_model(name, **options).eval(), image()).double()
+
+
+def assert_same(model: nn.Module, fused: nn.Module) -> None:
+    with torch.no_grad():
+        expected, found = (tree_leaves(m(image().double())) for m in (model, fused))
+    for old, new in zip(expected, found, strict=True):
+        assert relative_difference(old, new) <= EXACT
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_no_batch_norm_is_left(name: str) -> None:
-    timm, launched = pytest.importorskip("timm"), pytest.importorskip("timm.utils.model")
+    timm, utils = pytest.importorskip("timm"), pytest.importorskip("timm.utils.model")
     options: dict[str, Any] = {"distillation": True} if name.startswith("repvit") else {}
-    fused = reparam.compile(fastvit_models.create_model(name, **options).eval(), verify=False)
+    fused = reparam.compile(drawn(name, **options), verify=False)
     assert not any(isinstance(module, NORMS) for module in fused.modules())
     if not timm.is_model(name):
         return
-    theirs = size(launched.reparameterize_model(timm.create_model(name).eval()))
+    theirs = size(utils.reparameterize_model(timm.create_model(name).eval()))
     if name.startswith("fastvit"):
         assert size(fused) <= theirs  # it leaves batch norms between layers
     else:
@@ -42,26 +66,67 @@ def test_no_batch_norm_is_left(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_compiled_it_computes_the_same(name: str) -> None:
-    x = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
-    model = randomised(fastvit_models.create_model(name).eval(), x).double()
-    fused = reparam.compile(model, verify=False)
-    torch.testing.assert_close(fused(x.double()), model(x.double()), rtol=1e-9, atol=1e-9)
+    model = drawn(name)
+    assert_same(model, reparam.compile(model, verify=False))
 
 
 def test_compiled_maps_are_the_same() -> None:
-    x = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
-    model = randomised(fastvit_models.create_model("fastvit_t8", features_only=True).eval(), x)
-    fused = reparam.compile(model.double(), verify=False)
-    torch.testing.assert_close(fused(x.double()), model(x.double()), rtol=1e-9, atol=1e-9)
+    model = drawn("fastvit_t8", features_only=True)
+    assert_same(model, reparam.compile(model, verify=False))
 
 
 def test_features_and_head_compile_too() -> None:
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    model = fastvit_models.create_model("repvit_m0_6", num_classes=7).eval()
-    model = randomised(model, x).double()
+    model = drawn("repvit_m0_6", num_classes=7)
     methods = ("forward_features", "forward_head")
     fused: Any = reparam.compile(model, verify=False, methods=methods)
-    logits = fused.forward_head(fused.forward_features(x.double()))
-    torch.testing.assert_close(logits, model(x.double()), rtol=1e-9, atol=1e-9)
+    logits = fused.forward_head(fused.forward_features(image().double()))
+    assert relative_difference(model(image().double()), logits) <= EXACT
     assert fused.num_classes == 7
     assert fused.feature_info[-1]["reduction"] == 32
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in SMALL else pytest.mark.long) for n in (*SMALL, *FUSED)],
+)
+def test_a_file_that_timm_fused_goes_into_the_compiled_model(name: str, tmp_path: Path) -> None:
+    timm, utils = pytest.importorskip("timm"), pytest.importorskip("timm.utils.model")
+    theirs = randomised(timm.create_model(name).eval(), image())
+    for layer in theirs.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 1e-5  # which no checkpoint holds
+    theirs = utils.reparameterize_model(theirs).double()
+    torch.save(theirs.state_dict(), tmp_path / "fused.pth")
+    options: dict[str, Any] = {"distillation": True} if name.startswith("repvit") else {}
+    model = fastvit_models.create_model(name, **options).eval()
+    fused = reparam.compile(model, verify=False).double()
+    fastvit_models.load_checkpoint(fused, tmp_path / "fused.pth")
+    assert_same(theirs, fused)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError, match="fused form"):
+        fastvit_models.load_checkpoint(model, tmp_path / "fused.pth")
+    torch.save(before, tmp_path / "training.pth")
+    with pytest.raises(CheckpointError, match="is the training form of a model"):
+        fastvit_models.load_checkpoint(fused, tmp_path / "training.pth")
+    assert_same(theirs, fused)
+    torch.save(fused.state_dict(), tmp_path / "own.pth")
+    again = reparam.compile(model, verify=False).double()
+    fastvit_models.load_checkpoint(again, tmp_path / "own.pth")
+    assert_same(theirs, again)
+
+
+@pytest.mark.long
+def test_a_fused_file_goes_into_a_model_that_still_scales_its_queries(tmp_path: Path) -> None:
+    """Where it was compiled by fewer passes, what a file holds means the same."""
+    timm, utils = pytest.importorskip("timm"), pytest.importorskip("timm.utils.model")
+    theirs = randomised(timm.create_model("fastvit_sa12").eval(), image())
+    for layer in theirs.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 1e-5
+    theirs = utils.reparameterize_model(theirs).double()
+    torch.save(theirs.state_dict(), tmp_path / "fused.pth")
+    model = fastvit_models.create_model("fastvit_sa12").eval()
+    some = [p for p in reparam.default_passes() if p.name != "fold_after_layout"]
+    fused = reparam.compile(model, passes=some, verify=False).double()
+    fastvit_models.load_checkpoint(fused, tmp_path / "fused.pth")
+    assert_same(theirs, fused)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import fastvit_models
-from fastvit_models.backbone import Backbone, Features, Trunk
+from fastvit_models.backbone import Backbone, Classifier, FeatureExtractor
 from fastvit_models.fastvit import FastViTConfig, FastViTFeatures, create_fastvit
 from fastvit_models.fastvit_blocks import Attention, ConvFFN, DropPath
 
@@ -47,7 +47,7 @@ def test_training_size(variant: str, size: int) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_feature_maps(variant: str) -> None:
     model = on_meta(variant, features_only=True).eval()
-    assert isinstance(model, Features)
+    assert isinstance(model, FeatureExtractor)
     assert not hasattr(model, "head")
     info = model.feature_info
     assert [entry["module"] for entry in info] == ["norm0", "norm2", "norm4", "norm6"]
@@ -63,7 +63,7 @@ def test_feature_maps(variant: str) -> None:
 @pytest.mark.parametrize("features_only", [False, True])
 def test_feature_info_names_modules(features_only: bool) -> None:
     model = on_meta("fastvit_sa12", features_only=features_only)
-    assert isinstance(model, Trunk)
+    assert isinstance(model, Backbone)
     for entry in model.feature_info:
         module = model.get_submodule(str(entry["module"]))
         assert isinstance(module, nn.BatchNorm2d if features_only else nn.Sequential)
@@ -71,7 +71,7 @@ def test_feature_info_names_modules(features_only: bool) -> None:
 
 def test_features_are_the_classifiers_stages_normalised() -> None:
     classifier = create_fastvit(TINY, num_classes=5)
-    assert isinstance(classifier, Backbone)
+    assert isinstance(classifier, Classifier)
     features = create_fastvit(TINY, features_only=True)
     assert isinstance(features, FastViTFeatures)
     randomise(classifier).eval()
@@ -142,7 +142,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
 
 def test_initial_weights() -> None:
     model = fastvit_models.create_model("fastvit_sa12")
-    assert isinstance(model, Backbone)
+    assert isinstance(model, Classifier)
     drawn: list[nn.Module] = [model.head]
     for module in model.modules():
         if isinstance(module, ConvFFN):
