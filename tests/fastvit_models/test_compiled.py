@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 import fastvit_models
 import reparam
 from fastvit_models import CheckpointError
+from fastvit_models.fused import fitted
 from reparam.testing.randomised import randomised
 from reparam.verify import EXACT, relative_difference
 
@@ -115,18 +116,15 @@ def test_a_file_that_timm_fused_goes_into_the_compiled_model(name: str, tmp_path
     assert_same(theirs, again)
 
 
-@pytest.mark.long
-def test_a_fused_file_goes_into_a_model_that_still_scales_its_queries(tmp_path: Path) -> None:
+def test_queries_are_scaled_where_the_model_does_not() -> None:
     """Where it was compiled by fewer passes, what a file holds means the same."""
-    timm, utils = pytest.importorskip("timm"), pytest.importorskip("timm.utils.model")
-    theirs = randomised(timm.create_model("fastvit_sa12").eval(), image())
-    for layer in theirs.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eps = 1e-5
-    theirs = utils.reparameterize_model(theirs).double()
-    torch.save(theirs.state_dict(), tmp_path / "fused.pth")
-    model = fastvit_models.create_model("fastvit_sa12").eval()
-    some = [p for p in reparam.default_passes() if p.name != "fold_after_layout"]
-    fused = reparam.compile(model, passes=some, verify=False).double()
-    fastvit_models.load_checkpoint(fused, tmp_path / "fused.pth")
-    assert_same(theirs, fused)
+    names = ("weight", "bias", "running_mean", "running_var")
+    file = {f"norm.{name}": torch.ones(32) for name in names}
+    file["token_mixer.qkv.weight"] = torch.ones(96, 32)
+    scale = 32**-0.5
+    for forward, queries in ((lambda x: x * scale, 1.0), (lambda x: x * 2, scale)):
+        model = fx.GraphModule(nn.Module(), fx.Tracer().trace(forward))
+        weight = fitted({f"0.{key}": tensor for key, tensor in file.items()}, model)[
+            "0.token_mixer.qkv.weight"
+        ]
+        torch.testing.assert_close(weight[0] / weight[-1], torch.full((32,), queries).double())
