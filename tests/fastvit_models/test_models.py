@@ -29,7 +29,7 @@ def test_an_unknown_name_that_is_near_to_none_points_at_the_list() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "reason"),
     [
-        ("pretrained", True, "takes no option 'pretrained', only num_classes, in_channels"),
+        ("weights", True, "takes no option 'weights', only num_classes, in_channels"),
         ("num_classes", -1, "num_classes is -1: give at least 0, which is no head"),
         ("in_channels", 0, "in_channels is 0"),
         ("drop_path_rate", 1.0, "drop_path_rate is 1.0"),
