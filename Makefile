@@ -33,6 +33,7 @@ check: $(READY)  ## Check format, lint, types and import rules, then run all tes
 	$(MAKE) test-all
 
 evidence: $(READY)  ## Measure anew what the docs' tables tell; hours, but resumable
+	$(BIN)/python docs/models_page.py
 	$(RUN) docs/families_page.py
 	$(RUN) docs/proofs_page.py
 	$(RUN) docs/campaign_page.py

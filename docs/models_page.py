@@ -1,0 +1,51 @@
+"""Count parameters and multiply-adds of every model, and write docs/models.md: `make evidence`."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastvit_models
+import reparam
+
+PAGE = Path(__file__).with_name("models.md")
+
+HEAD = """\
+# The models
+
+Each is defined once, in training form; `reparam.compile` makes the other. Parameters in millions, multiply-adds in billions, of
+one image of the published size, as `torch.utils.flop_counter` counts convolutions and matrix products. `make evidence` writes
+this page.
+
+| model | image | parameters: training form, compiled | multiply-adds: training form, compiled |
+|---|---|---|---|
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(HEAD + "".join(_line(name) for name in fastvit_models.list_models()))
+
+
+def _line(name: str) -> str:
+    size = 256 if name.startswith("fastvit") else 224
+    model = fastvit_models.create_model(name).eval()
+    fused = reparam.compile(model, verify=False)
+    parameters = ", ".join(f"{_parameters(each) / 1e6:.2f}" for each in (model, fused))
+    products = ", ".join(f"{_multiply_adds(each, size) / 1e9:.2f}" for each in (model, fused))
+    return f"| `{name}` | {size} | {parameters} | {products} |\n"
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _multiply_adds(model: nn.Module, size: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model.to("meta")(torch.empty(1, 3, size, size, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+if __name__ == "__main__":
+    main()
