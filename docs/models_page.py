@@ -14,9 +14,9 @@ PAGE = Path(__file__).with_name("models.md")
 HEAD = """\
 # The models
 
-Each is defined once, in training form; `reparam.compile` makes the other. Parameters in millions, multiply-adds in billions, of
-one image of the published size, as `torch.utils.flop_counter` counts convolutions and matrix products. `make evidence` writes
-this page.
+Each is defined once, in training form; `reparam.compile` makes the other. Parameters in millions,
+multiply-adds in billions, of one image of the published size, as `torch.utils.flop_counter` counts
+convolutions and matrix products. `make evidence` writes this page.
 
 | model | image | parameters: training form, compiled | multiply-adds: training form, compiled |
 |---|---|---|---|
