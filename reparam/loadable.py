@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from reparam import known
@@ -58,6 +59,8 @@ def make_loadable(
                 node.op, node.target = "call_method", WRITING[node.target]
         elif node.op == "call_method" and node.target == "__len__":
             node.op, node.target = "call_function", len
+        elif node.target in (torch.tensor, torch.as_tensor) and _one_number(node.args[0], numbers):
+            node.target, node.args = torch.full, ((), *node.args)
         if node.op == "call_function" and _unseen(node.target):
             node.meta["is_wrapped"] = True  # as by torch.fx.wrap
     _hold_buffers(graph, attributes, numbers)
@@ -72,6 +75,15 @@ def _number(node: fx.Node, numbers: set[fx.Node]) -> bool:
     of_python = getattr(node.target, "__module__", "") in (*PYTHONS, "builtins")
     given = node.all_input_nodes
     return node.op == "call_function" and of_python and given != [] and numbers.issuperset(given)
+
+
+def _one_number(argument: Any, numbers: set[fx.Node]) -> bool:
+    """Whether it stands for a number, and not for a tuple of sizes."""
+    if argument not in numbers:
+        return False
+    several = argument.target == "size" and len(argument.args) == 1 and not argument.kwargs
+    part = argument.target is operator.getitem and isinstance(argument.args[1], slice)
+    return not (several or part or (argument.target is getattr and argument.args[1] == "shape"))
 
 
 def _unseen(function: Any) -> bool:

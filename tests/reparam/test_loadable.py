@@ -96,12 +96,18 @@ def halved(y: Tensor) -> Tensor:
     return y * (count + most + step + even)
 
 
+def as_tensors(y: Tensor) -> Tensor:
+    height, size = torch.tensor(y.shape[2]), torch.as_tensor(y.size(3), dtype=torch.float32)
+    return y * height / size + torch.tensor(y.shape[0] / 2, device=y.device)
+
+
 def named(y: Tensor) -> OrderedDict[str, Tensor]:
     return OrderedDict(whole=y, half=y / 2)
 
 
 RESTS: list[Any] = [
-    *(added, divided, shifted, assigned, counted, multiplied, viewed, unbound, halved)
+    *(added, divided, shifted, assigned, counted, multiplied, viewed, unbound, halved),
+    as_tensors,
 ]
 
 
