@@ -113,3 +113,17 @@ def test_what_the_reference_runs_is_compared_in_it(tmp_path: Path) -> None:
         "Conv",
         "Split",
     ]
+
+
+def test_what_onnx_runtime_dies_of_is_run_by_the_reference(tmp_path: Path) -> None:
+    """An input that is left out, but named: it brings the process down as it is loaded."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        batch_norm("c", "b"),
+        node("LayerNormalization", "b scale -", "y", axis=1),
+    ]
+    weights = WEIGHTS | {"scale": draw(8, 5, 5)}
+    onnx.save(model(nodes, weights, inputs={"x": (1, 4, 7, 7)}), tmp_path / "old.onnx")
+    made = compile_onnx(tmp_path / "old.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
+    assert made.equivalence is not None
+    assert made.report.applied
