@@ -23,18 +23,19 @@ WRITING: dict[Any, str] = {
 }
 """Operators that write, and the methods that are the same. The latter are recorded as they are."""
 
-NUMBERS_OF = {
+METADATA = {
     "size", "dim", "numel", "nelement", "ndimension", "element_size", "stride", "storage_offset",
     "shape", "ndim", "itemsize", "nbytes", "requires_grad", "item", "is_floating_point",
     "is_complex", "is_contiguous", "__len__", "len",
 }  # fmt: skip
-"""The methods, attributes and functions whose results are numbers, or tuples of such."""
+"""The methods, attributes and functions that give numbers of a tensor, or tuples of numbers."""
 
 NUMBERS = (Size, bool, int)
 """The facts of what nobody can write to."""
 
-PYTHONS = ("_operator", "math")
-"""The modules of functions that proxies stand up for by themselves."""
+PROXY_AWARE = ("_operator", "math", "torch")
+"""The modules of functions that a trace records: proxies overload operators and torch's functions,
+the tracer patches `math`."""
 
 
 def make_loadable(
@@ -59,9 +60,9 @@ def make_loadable(
                 node.op, node.target = "call_method", WRITING[node.target]
         elif node.op == "call_method" and node.target == "__len__":
             node.op, node.target = "call_function", len
-        elif node.target in (torch.tensor, torch.as_tensor) and _one_number(node.args[0], numbers):
+        elif node.target in (torch.tensor, torch.as_tensor) and _one_number(node.args, numbers):
             node.target, node.args = torch.full, ((), *node.args)
-        if node.op == "call_function" and _unseen(node.target):
+        if node.op == "call_function" and _needs_wrap(node.target):
             node.meta["is_wrapped"] = True  # as by torch.fx.wrap
     _hold_buffers(graph, attributes, numbers)
 
@@ -69,64 +70,72 @@ def make_loadable(
 def _number(node: fx.Node, numbers: set[fx.Node]) -> bool:
     """Whether a node reads sizes, or computes with nothing but such, whatever its facts tell."""
     if node.target is getattr:
-        return node.args[1] in NUMBERS_OF
-    if known.calls(node) in NUMBERS_OF:
+        return node.args[1] in METADATA
+    if known.calls(node) in METADATA:
         return True
-    of_python = getattr(node.target, "__module__", "") in (*PYTHONS, "builtins")
+    of_python = getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
     given = node.all_input_nodes
     return node.op == "call_function" and of_python and given != [] and numbers.issuperset(given)
 
 
-def _one_number(argument: Any, numbers: set[fx.Node]) -> bool:
-    """Whether it stands for a number, and not for a tuple of sizes."""
-    if argument not in numbers:
+def _one_number(arguments: tuple[Any, ...], numbers: set[fx.Node]) -> bool:
+    """Whether the first one stands for a number, and not for a tuple of sizes."""
+    argument: Any = arguments[0] if arguments else None
+    if type(argument) is not fx.Node or argument not in numbers:
         return False
-    several = argument.target == "size" and len(argument.args) == 1 and not argument.kwargs
-    part = argument.target is operator.getitem and isinstance(argument.args[1], slice)
-    return not (several or part or (argument.target is getattr and argument.args[1] == "shape"))
+    given: Any = argument.args
+    several = argument.target == "size" and len(given) == 1 and not argument.kwargs
+    part = argument.target is operator.getitem and isinstance(given[1], slice)
+    return not (several or part or (argument.target is getattr and given[1] == "shape"))
 
 
-def _unseen(function: Any) -> bool:
-    """Whether a function runs as the code is traced, with proxies, unless it is wrapped."""
+def _needs_wrap(function: Any) -> bool:
+    """Whether a function would run, with proxies, as the code is traced."""
     home = getattr(function, "__module__", None) or "torch"  # torch's own builtins name none
-    return function is not getattr and home.partition(".")[0] not in (*PYTHONS, "torch")
+    return function is not getattr and home.partition(".")[0] not in PROXY_AWARE
 
 
 def _hold_buffers(graph: fx.Graph, attributes: dict[str, Any], numbers: set[fx.Node]) -> None:
     """Read buffers through an identity module wherever no proxy would see what becomes of them."""
-    seen: set[fx.Node] = set()
     path, taken = "read", {name.partition(".")[0] for name in attributes}
     while path in taken:
         path += "_"
+    buffers: set[fx.Node] = set()
     for node in list(graph.nodes):
-        tensor = attributes.get(str(node.target)) if node.op == "get_attr" else None
-        buffer = isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter)
-        if not _recorded(node, seen, numbers):
-            for source in node.all_input_nodes:
-                if source not in seen:
-                    attributes[path] = nn.Identity()
-                    readers = list(source.users)
-                    with graph.inserting_after(source):
-                        held = graph.call_module(path, (source,))
-                    for reader in readers:
-                        reader.replace_input_with(source, held)
-                    seen.add(held)
-        if not buffer:
-            seen.add(node)
+        if node.op == "get_attr" and _is_buffer(attributes.get(str(node.target))):
+            buffers.add(node)
+        elif not _is_recorded(node, buffers, numbers):
+            for source in buffers.intersection(node.all_input_nodes):
+                attributes[path] = nn.Identity()
+                readers = list(source.users)
+                with graph.inserting_after(source):
+                    held = graph.call_module(path, (source,))
+                for reader in readers:  # all of them, so that a write and later reads are of one
+                    reader.replace_input_with(source, held)
+                buffers.remove(source)
 
 
-def _recorded(node: fx.Node, seen: set[fx.Node], numbers: set[fx.Node]) -> bool:
-    """Whether a call with proxies for what is seen is recorded as it is."""
-    if node.op not in ("call_function", "call_method") or seen.issuperset(node.all_input_nodes):
+def _is_buffer(attribute: Any) -> bool:
+    """Whether it is a tensor that a trace knows by its numbers alone; parameters have proxies."""
+    return isinstance(attribute, Tensor) and not isinstance(attribute, nn.Parameter)
+
+
+def _is_recorded(node: fx.Node, buffers: set[fx.Node], numbers: set[fx.Node]) -> bool:
+    """Whether a trace records a call, with proxies for all but buffers.
+
+    torch asks the tensors among the arguments, and in lists of them, whether they overload it.
+    """
+    given = set(node.all_input_nodes)
+    if node.op not in ("call_function", "call_method") or buffers.isdisjoint(given):
         return True
     if node.meta.get("is_wrapped"):
-        return not seen.isdisjoint(node.all_input_nodes)
+        return not buffers.issuperset(given)
     if node.target is operator.getitem:
-        return node.args[0] in seen
-    given = (*node.args, *node.kwargs.values())
-    lists = [cast("list[Any]", each) for each in given if isinstance(each, list | tuple)]
-    tensors = {each for each in chain(given, *lists) if type(each) is fx.Node} - numbers
-    return not seen.isdisjoint(tensors)
+        return node.args[0] not in buffers
+    arguments = (*node.args, *node.kwargs.values())
+    lists = [cast("list[Any]", each) for each in arguments if isinstance(each, list | tuple)]
+    tensors = {each for each in chain(arguments, *lists) if type(each) is fx.Node} - numbers
+    return not buffers.issuperset(tensors)
 
 
 def without_none_checks(graph: fx.Graph) -> None:
