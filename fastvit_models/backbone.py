@@ -135,6 +135,17 @@ class FeatureExtractor(Backbone):
         return [*self.forward_stages(x)]
 
 
+def assembled(
+    parts: Parts, num_features: int, num_classes: int, features_only: bool
+) -> Classifier | FeatureExtractor:
+    """A network with the plain head, or without any."""
+    if features_only:
+        return FeatureExtractor(parts)
+    model = Classifier(parts, num_features)
+    model.reset_classifier(num_classes)
+    return model
+
+
 def check_options(
     *, num_classes: int = 0, in_channels: int = 1, drop_path_rate: float = 0.0
 ) -> None:

@@ -11,6 +11,7 @@ from fastvit_models.backbone import (
     Classifier,
     FeatureExtractor,
     Parts,
+    assembled,
     check_options,
     describe_stages,
 )
@@ -70,11 +71,7 @@ def create_mobileone(
             width = out
         stages.append(nn.Sequential(*blocks))
     parts = Parts(stem, stages, describe_stages(config.widths), STAGE_KEYS)
-    if features_only:
-        return FeatureExtractor(parts)
-    model = Classifier(parts, width)
-    model.reset_classifier(num_classes)
-    return model
+    return assembled(parts, width, num_classes, features_only)
 
 
 def _unit(
