@@ -16,7 +16,7 @@ from fastvit_models.fused import fitted
 from reparam.testing.randomised import randomised
 from reparam.verify import EXACT, relative_difference
 
-SMALL = {"fastvit_t8", "repvit_m0_9", "mobileone_s0", "repvgg_a0"}
+SMALL = ("fastvit_t8", "repvit_m0_9", "mobileone_s0", "repvgg_a0")
 """The others take long."""
 
 VARIANTS = [
