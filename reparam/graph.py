@@ -84,7 +84,7 @@ class Call:
         for user in self.node.users:
             if not isinstance(user.target, Shape):
                 reader = Call(user)
-                readers += [reader for source in reader.inputs if source.node is self.node]
+                readers += [reader] * reader.inputs.count(self)
         return tuple(readers)
 
     @property

@@ -152,10 +152,9 @@ def _candidates(
     operations = 0.0
     stuck: set[Call] = set()
     while len(expanded) < LONGEST:
-        open_calls = [call for call in terms if call not in stuck]
-        if not open_calls:
+        call = max((call for call in terms if call not in stuck), default=None)
+        if call is None:
             return
-        call = max(open_calls)
         readers = call.readers if call != root else ()
         stays = not all(reader in expanded for reader in readers)
         if call != root and not (affine_call(call) and through(call)):
