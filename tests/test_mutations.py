@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import reparam
 from benchmarks.planted.bugs import Bug, load
+from benchmarks.planted.corpus import CORPUS
+from benchmarks.planted.examples import Example
 from benchmarks.record import ROOT
 from passes import DEFAULT
+from reparam.rewrite import Rewrite
+from reparam.testing import randomised
 
 SAMPLE = ("eps-dropped", "select-bias", "statistics-in-place")
 """One bug of a law, one that takes a rearrangement to show, and one that no proof sees."""
@@ -32,6 +37,18 @@ def test_bugs_are_many_and_everywhere() -> None:
     assert len(load()) >= 200
     assert {name for bug in load() for name in bug.passes} == {rule.name for rule in DEFAULT}
     assert {Path(bug.file).stem for bug in load()} >= {rule.name for rule in DEFAULT}
+
+
+@pytest.mark.parametrize("rule", DEFAULT, ids=lambda rule: rule.name)
+def test_blocks_for_a_pass_are_rewritten_by_it(rule: Rewrite) -> None:
+    """Else no bug in it would show."""
+
+    def fires(example: Example) -> bool:
+        model, given = example.build()
+        fused = reparam.compile(randomised(model, given), given, passes=(rule,), verify=False)
+        return bool(reparam.report(fused).applied)
+
+    assert any(map(fires, CORPUS[rule.name]))
 
 
 @pytest.mark.long

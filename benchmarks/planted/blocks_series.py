@@ -1,5 +1,7 @@
 """Blocks in which one layer follows another."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -147,12 +149,19 @@ def _three(name: str, outer: str, middle: str, inner: str) -> Example:
     )  # fmt: skip
 
 
+def _bordered(m: Any, x: torch.Tensor) -> torch.Tensor:
+    """A layer with a border of constants, one per channel, as Diverse Branch Blocks write it."""
+    padded = F.pad(m.a(x), (1, 1, 1, 1))
+    border = m.n.bias.view(1, -1, 1, 1)
+    padded[:, :, 0:1, :] = padded[:, :, -1:, :] = border
+    padded[:, :, :, 0:1] = padded[:, :, :, -1:] = border
+    return padded.sigmoid()
+
+
 BEFORE_PADDING = [
-    block("conv, constant", IMAGE, lambda m, x: F.pad(m.a(x), (1, 2, 0, 1), value=0.5).sigmoid(),
-          lambda: {"a": C2(4, 6, 3)}),
-    block("conv without bias, constant", IMAGE,
-          lambda m, x: F.pad(m.a(x), (1, 1, 1, 1), value=-0.75).sigmoid(),
-          lambda: {"a": C2(4, 6, 3, groups=2, bias=False)}),
+    block("conv, constants", IMAGE, _bordered, lambda: {"a": C2(4, 6, 3), "n": B2(6)}),
+    block("conv without bias, constants", IMAGE, _bordered,
+          lambda: {"a": C2(4, 6, 3, groups=2, bias=False), "n": B2(6)}),
 ]  # fmt: skip
 
 BORDERS = [
