@@ -22,10 +22,20 @@ convolutions and matrix products. `make evidence` writes this page.
 |---|---|---|---|
 """
 
+TAIL = """
+## The paper's ablations
+
+A `FastViTConfig` says what FastViT is made of; `fastvit_models.fastvit.VARIANTS` has the published
+ones. `dataclasses.replace(config, overparameterized=False)` has no branches beside each convolution
+in training, and compiles to the same network; `token_mixer="pooling"` has averages of 3×3 pixels in
+the place of RepMixer. `create_fastvit(config)` builds either.
+"""
+
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(HEAD + "".join(_line(name) for name in fastvit_models.list_models()))
+    lines = "".join(_line(name) for name in fastvit_models.list_models())
+    PAGE.write_text(HEAD + lines + TAIL)
 
 
 def _line(name: str) -> str:

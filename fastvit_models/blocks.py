@@ -94,6 +94,7 @@ class MobileOneBlock(nn.Module):
 
     The branches: `conv_branches` k×k convolutions, a 1×1 "scale" convolution where k > 1, a batch
     norm after each; and a batch norm alone on the identity where stride and widths allow one.
+    Without `side_branches`, the k×k convolutions are all there is.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class MobileOneBlock(nn.Module):
         stride: int = 1,
         groups: int = 1,
         conv_branches: int = 1,
+        side_branches: bool = True,
         squeeze_excite: bool = False,
         activation: Callable[[], nn.Module] = nn.Identity,
     ) -> None:
@@ -113,9 +115,9 @@ class MobileOneBlock(nn.Module):
             f"conv{i}": ConvBN(in_channels, out_channels, kernel_size, stride, groups)
             for i in range(conv_branches)
         }
-        if kernel_size > 1:
+        if side_branches and kernel_size > 1:
             branches["scale"] = ConvBN(in_channels, out_channels, 1, stride, groups)
-        if stride == 1 and in_channels == out_channels:
+        if side_branches and stride == 1 and in_channels == out_channels:
             branches["identity"] = nn.BatchNorm2d(out_channels)
         self.branches = nn.ModuleDict(branches)
         self.se = (

@@ -4,6 +4,7 @@ Source: Vasu et al., "FastViT: A Fast Hybrid Vision Transformer using Structural
 Reparameterization", ICCV 2023.
 """
 
+import functools
 import itertools
 import warnings
 from collections import OrderedDict
@@ -20,11 +21,14 @@ from fastvit_models.backbone import (
     describe_stages,
 )
 from fastvit_models.blocks import BLOCK_KEYS, MobileOneBlock, truncated_normal
+from fastvit_models.errors import ModelOptionError
 from fastvit_models.fastvit_blocks import (
     AttentionBlock,
     ConditionalPositionEncoding,
+    MetaFormerBlock,
     PatchEmbed,
-    RepMixerBlock,
+    PoolingMixer,
+    RepMixer,
 )
 
 
@@ -44,6 +48,10 @@ class FastViTConfig:
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block in the published training from scratch."""
     dropout: float = 0.0
+    overparameterized: bool = True
+    """Whether layers have side branches in training, for better accuracy at the same speed."""
+    token_mixer: str = "repmixer"
+    """What mixes tokens where attention does not; "pooling" is what the paper starts from."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -96,10 +104,17 @@ KEYS = (
 class FastViT(Classifier):
     """The classifier."""
 
-    def __init__(self, parts: Parts, width: int, num_classes: int) -> None:
+    def __init__(self, parts: Parts, config: FastViTConfig, num_classes: int) -> None:
+        width = config.widths[-1]
         super().__init__(parts, 2 * width)
         self.final_conv = MobileOneBlock(
-            width, 2 * width, 3, groups=width, squeeze_excite=True, activation=nn.GELU
+            width,
+            2 * width,
+            3,
+            groups=width,
+            side_branches=config.overparameterized,
+            squeeze_excite=True,
+            activation=nn.GELU,
         )
         self.reset_classifier(num_classes)
 
@@ -162,19 +177,23 @@ def create_fastvit(
     rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
     check_options(num_classes=num_classes, in_channels=in_channels, drop_path_rate=rate)
     names = [f"norm{2 * i}" for i in range(4)] if features_only else None
-    stem, stages = _stem(in_channels, config.width), _stages(config, rate)
+    stem, stages = _stem(config, in_channels), _stages(config, rate)
     parts = Parts(stem, stages, describe_stages(config.widths, names), KEYS)
     if features_only:
         return FastViTFeatures(parts)
-    return FastViT(parts, config.widths[-1], num_classes)
+    return FastViT(parts, config, num_classes)
 
 
-def _stem(in_channels: int, width: int) -> nn.Sequential:
+def _stem(config: FastViTConfig, in_channels: int) -> nn.Sequential:
     """`(N, in_channels, H, W)` → `(N, width, ⌈H/4⌉, ⌈W/4⌉)`."""
+    width = config.width
+    block = functools.partial(
+        MobileOneBlock, side_branches=config.overparameterized, activation=nn.GELU
+    )
     return nn.Sequential(
-        MobileOneBlock(in_channels, width, 3, stride=2, activation=nn.GELU),
-        MobileOneBlock(width, width, 3, stride=2, groups=width, activation=nn.GELU),
-        MobileOneBlock(width, width, 1, activation=nn.GELU),
+        block(in_channels, width, 3, stride=2),
+        block(width, width, 3, stride=2, groups=width),
+        block(width, width, 1),
     )
 
 
@@ -185,17 +204,28 @@ def _stages(config: FastViTConfig, drop_path_rate: float) -> nn.ModuleList:
     stages = nn.ModuleList()
     for i, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
         attention = config.attention and i == len(config.depths) - 1
-        block = AttentionBlock if attention else RepMixerBlock
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         if i > 0:
-            parts["downsample"] = PatchEmbed(config.widths[i - 1])
+            parts["downsample"] = PatchEmbed(config.widths[i - 1], config.overparameterized)
         if attention:
             parts["position"] = ConditionalPositionEncoding(width)
         parts["blocks"] = nn.Sequential(
-            *(
-                block(width, config.mlp_ratio, config.layer_scale, config.dropout, rate)
-                for rate in itertools.islice(rates, depth)
-            )
+            *(_block(config, width, attention, rate) for rate in itertools.islice(rates, depth))
         )
         stages.append(nn.Sequential(parts))
     return stages
+
+
+def _block(config: FastViTConfig, width: int, attention: bool, drop_path: float) -> nn.Module:
+    """One block of a stage: `(N, width, H, W)` → the same."""
+    rest = (width, config.mlp_ratio, config.layer_scale, config.dropout, drop_path)
+    if attention:
+        return AttentionBlock(*rest)
+    match config.token_mixer:
+        case "repmixer":
+            mixer = RepMixer(width, config.layer_scale, config.overparameterized)
+        case "pooling":
+            mixer = PoolingMixer(width, config.layer_scale)
+        case other:
+            raise ModelOptionError(f"token_mixer is {other!r}: give 'repmixer' or 'pooling'")
+    return MetaFormerBlock(mixer, *rest)

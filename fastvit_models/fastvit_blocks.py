@@ -39,10 +39,12 @@ class RepMixer(nn.Module):
     border; the released code computes what is written here.
     """
 
-    def __init__(self, channels: int, layer_scale: float) -> None:
+    def __init__(self, channels: int, layer_scale: float, overparameterized: bool = True) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
-        self.mixer = MobileOneBlock(channels, channels, 3, groups=channels)
+        self.mixer = MobileOneBlock(
+            channels, channels, 3, groups=channels, side_branches=overparameterized
+        )
         self.layer_scale = _layer_scale(channels, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,14 +52,36 @@ class RepMixer(nn.Module):
         return x + self.layer_scale * (self.mixer(x) - self.norm(x))
 
 
-class RepMixerBlock(nn.Module):
-    """RepMixer, then a residual ConvFFN."""
+class PoolingMixer(nn.Module):
+    """What RepMixer is measured against: `x + γ·(average of 3×3 pixels − x)`.
+
+    Source: Yu et al., "MetaFormer Is Actually What You Need for Vision", CVPR 2022, equation 4.
+    """
+
+    def __init__(self, channels: int, layer_scale: float) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+        self.layer_scale = _layer_scale(channels, layer_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, channels, H, W)` → the same."""
+        return x + self.layer_scale * (self.pool(x) - x)
+
+
+class MetaFormerBlock(nn.Module):
+    """A token mixer, which has its own residual, then a residual ConvFFN."""
 
     def __init__(
-        self, channels: int, mlp_ratio: int, layer_scale: float, dropout: float, drop_path: float
+        self,
+        token_mixer: nn.Module,
+        channels: int,
+        mlp_ratio: int,
+        layer_scale: float,
+        dropout: float,
+        drop_path: float,
     ) -> None:
         super().__init__()
-        self.token_mixer = RepMixer(channels, layer_scale)
+        self.token_mixer = token_mixer
         self.ffn = ConvFFN(channels, mlp_ratio * channels, dropout)
         self.layer_scale = _layer_scale(channels, layer_scale)
         self.drop_path = DropPath(drop_path)
@@ -125,15 +149,21 @@ class PatchEmbed(nn.Module):
     and the released weights were trained so.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, overparameterized: bool = True) -> None:
         super().__init__()
-        self.large = ConvBN(channels, 2 * channels, 7, stride=2, groups=channels)
-        self.small = ConvBN(channels, 2 * channels, 3, stride=2, groups=channels)
-        self.pointwise = MobileOneBlock(2 * channels, 2 * channels, 1, activation=nn.GELU)
+        wide = 2 * channels
+        self.large = ConvBN(channels, wide, 7, stride=2, groups=channels)
+        self.small = (
+            ConvBN(channels, wide, 3, stride=2, groups=channels) if overparameterized else None
+        )
+        self.pointwise = MobileOneBlock(
+            wide, wide, 1, side_branches=overparameterized, activation=nn.GELU
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, channels, H, W)` → `(N, 2·channels, ⌈H/2⌉, ⌈W/2⌉)`."""
-        return self.pointwise(self.large(x) + self.small(x))
+        y = self.large(x)
+        return self.pointwise(y if self.small is None else y + self.small(x))
 
 
 class ConditionalPositionEncoding(nn.Module):

@@ -5,9 +5,11 @@ import torch
 from torch import Tensor, nn
 
 import fastvit_models
+import reparam
+from fastvit_models import ModelOptionError
 from fastvit_models.backbone import Backbone, Classifier, FeatureExtractor
 from fastvit_models.fastvit import FastViTConfig, FastViTFeatures, create_fastvit
-from fastvit_models.fastvit_blocks import Attention, ConvFFN, DropPath
+from fastvit_models.fastvit_blocks import Attention, ConvFFN, DropPath, RepMixer
 
 VARIANTS = fastvit_models.list_models("fastvit_*")
 TINY = FastViTConfig((1, 1, 1, 1), 16, 2, attention=True)
@@ -157,6 +159,36 @@ def test_initial_weights() -> None:
     scales = [p for name, p in model.named_parameters() if "layer_scale" in name]
     assert all(torch.equal(scale, torch.full_like(scale, 1e-5)) for scale in scales)
     assert len(scales) == 2 * 12
+
+
+def test_without_side_branches_the_fused_network_is_the_same() -> None:
+    """They are there for training alone."""
+    plain = FastViTConfig((1, 1, 1, 1), 16, 2, attention=True, overparameterized=False)
+    full, bare = (randomise(create_fastvit(config).eval()) for config in (TINY, plain))
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (full, bare)]
+    assert sizes[0] > sizes[1]
+    fused = [reparam.compile(model, verify=False) for model in (full, bare)]
+    first, second = (reparam.report(model).after for model in fused)
+    assert first == second
+
+
+def test_pooling_in_place_of_repmixer() -> None:
+    config = FastViTConfig((1, 1, 1, 1), 16, 2, attention=True, token_mixer="pooling")
+    model = randomise(create_fastvit(config, num_classes=7).eval()).double()
+    assert not [m for m in model.modules() if isinstance(m, RepMixer)]
+    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    mixer = model.get_submodule("stages.0.blocks.0.token_mixer")
+    constant = torch.ones(1, 16, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(mixer(constant), constant)  # pads with nothing, even at the border
+    fused = reparam.compile(model)
+    assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
+    torch.testing.assert_close(fused(x), model(x))
+
+
+def test_an_unknown_mixer_is_refused() -> None:
+    config = FastViTConfig((1, 1, 1, 1), 16, 2, token_mixer="attention")
+    with pytest.raises(ModelOptionError, match="token_mixer is 'attention': give 'repmixer' or"):
+        create_fastvit(config)
 
 
 def test_attention_is_scaled_dot_product_attention() -> None:

@@ -12,8 +12,9 @@ from fastvit_models.blocks import ConvBN, MobileOneBlock
 from fastvit_models.fastvit_blocks import (
     AttentionBlock,
     ConditionalPositionEncoding,
+    MetaFormerBlock,
     PatchEmbed,
-    RepMixerBlock,
+    RepMixer,
 )
 from tests.goldens.printed import printed
 from tests.randomised import randomised
@@ -39,7 +40,7 @@ def fastvit() -> nn.Module:
     """Each block of FastViT once: a layer of the stem, two stages."""
     model = nn.Sequential()
     model.add_module("stem", MobileOneBlock(3, 16, 3, stride=2, activation=nn.GELU))
-    model.add_module("block", RepMixerBlock(16, 2, 1e-5, 0.0, 0.1))
+    model.add_module("block", MetaFormerBlock(RepMixer(16, 1e-5), 16, 2, 1e-5, 0.0, 0.1))
     model.add_module("downsample", PatchEmbed(16))
     model.add_module("position", ConditionalPositionEncoding(32))
     model.add_module("attention", AttentionBlock(32, 2, 1e-5, 0.0, 0.1))
