@@ -1,0 +1,115 @@
+"""Measure a model of fastvit_models on a folder of images: as it was trained, and compiled.
+
+    python examples/evaluate.py IMAGES --model fastvit_sa12 --checkpoint runs/sa12/model.pth
+
+IMAGES holds `val`, in it a folder per class. Without a checkpoint, the published weights are
+fetched. For every image that the two give another class, its path is printed.
+"""
+
+# timm does not say what its packages export.
+# pyright: reportPrivateImportUsage=false
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from timm.data import create_dataset, create_transform
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import fastvit_models
+import reparam
+
+CROP = 0.9
+"""Of an image, this part of its height and width is looked at."""
+
+
+def read_images(root: Path, split: str, size: int, **augmentation: Any) -> Any:
+    """The images of a split, a folder per class, as timm reads and resizes them."""
+    if not (root / split).is_dir():
+        raise typer.BadParameter(f"{root} has no folder {split!r}")
+    images: Any = create_dataset("", str(root / split), search_split=False)
+    images.transform = create_transform(
+        size, is_training=split == "train", interpolation="bicubic", **augmentation
+    )
+    return images
+
+
+def require_one_set_of_classes(first: Any, second: Any) -> int:
+    """How many classes two sets of images have, if these are the same ones."""
+    a, b = (set(images.reader.class_to_idx) for images in (first, second))
+    if a != b:
+        raise typer.BadParameter(f"train and val differ in their classes: {sorted(a ^ b)[:5]}")
+    return len(a)
+
+
+@torch.inference_mode()
+def predict(
+    models: Sequence[nn.Module], images: DataLoader[Any], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The class that each model gives each image, (models, N), and the one it has, (N,)."""
+    given: list[Tensor] = []
+    real: list[Tensor] = []
+    for x, labels in images:
+        classes = [model(x.to(device)).argmax(1) for model in models]
+        given.append(torch.stack(classes).cpu())
+        real.append(labels)
+    return torch.cat(given, 1), torch.cat(real)
+
+
+def load(name: str, checkpoint: Path | None, classes: int, distilled: bool) -> nn.Module:
+    """The model in training form, in evaluation mode."""
+    options: dict[str, Any] = {"distillation": True} if distilled else {}
+    try:
+        if checkpoint is None:
+            model = fastvit_models.create_model(name, pretrained=True, **options)
+        else:
+            model = fastvit_models.create_model(name, num_classes=classes, **options)
+            fastvit_models.load_checkpoint(model, checkpoint)
+    except ValueError as error:  # as all errors of fastvit_models are
+        raise typer.BadParameter(str(error)) from None
+    if model.num_classes != classes:
+        raise typer.BadParameter(
+            f"val has {classes} classes, and the published weights know {model.num_classes}"
+        )
+    return model.eval()
+
+
+def main(
+    images: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
+    model: Annotated[str, typer.Option(help="As list_models() names it.")] = "fastvit_sa12",
+    checkpoint: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Of the training form.")
+    ] = None,
+    distilled: Annotated[bool, typer.Option(help="RepViT with a second head.")] = False,
+    image_size: Annotated[int, typer.Option(min=32, help="Height and width, in pixels.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="That read images.")] = 4,
+) -> None:
+    """Compare both forms of a model on IMAGES/val."""
+    held_out = read_images(images, "val", image_size, crop_pct=CROP)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = load(model, checkpoint, len(held_out.reader.class_to_idx), distilled).to(device)
+    fused = reparam.compile(trained)
+    loader = DataLoader(held_out, batch_size, num_workers=workers)
+    progress = track(loader, "Images", console=Console(stderr=True))
+    given, real = predict((trained, fused), cast("Any", progress), device)
+    report = reparam.report(fused)
+    table = Table("", "training form", "compiled", title=f"{model}, {len(real):,} images")
+    table.add_row("top-1", *(f"{right:.2%}" for right in (given == real).double().mean(1)))
+    for name in ("total", "parameters"):
+        sizes = (getattr(report.before, name), getattr(report.after, name))
+        table.add_row(name.replace("total", "operators"), *(f"{size:,}" for size in sizes))
+    Console().print(table)
+    differ = (given[0] != given[1]).nonzero().flatten().tolist()
+    print(f"{len(differ)} of {len(real)} images are given another class")
+    for number in differ:
+        print(held_out.filename(number))
+
+
+if __name__ == "__main__":
+    typer.run(main)

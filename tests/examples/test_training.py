@@ -1,0 +1,197 @@
+"""examples/train.py and evaluate.py, on scikit-learn's digits as a folder of images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import typer
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+import fastvit_models
+from tests.randomised import randomised
+
+# timm's data sets close their files when they are forgotten.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("--image-size", "32", "--batch-size", "32", "--workers", "0")
+RECIPE = (
+    *SMALL, "--epochs", "5", "--warmup-epochs", "1", "--learning-rate", "0.03",
+    "--drop-path", "0.1", "--mixup", "0.1", "--cutmix", "0", "--augment", "", "--erasing", "0",
+    "--ema-decay", "0.9", "--log-every", "1", "--save-every", "4",
+)  # fmt: skip
+STEPS = 5 * 10
+
+
+def write_digits(root: Path, count: int) -> Path:
+    digits: Any = load_digits()
+    for number, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        if number < count:
+            folder = root / ("val" if number % 5 == 0 else "train") / str(digit)
+            folder.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray((pixels * 15).astype("uint8"))
+            image.resize((32, 32)).save(folder / f"{number:04}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """640 images and some to train on, 10 steps of two processes; 161 to look at."""
+    return write_digits(tmp_path_factory.mktemp("digits"), 805)
+
+
+def launch(script: str, *arguments: object, processes: int = 2) -> subprocess.Popen[str]:
+    """A launch by accelerate, as the example says, on CPUs."""
+    launcher = [
+        "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", "0", "-m", "tests.with_torchvision",
+    ]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, f"examples/{script}", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    return output
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    lines = (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """All at once, without warning."""
+    parent = psutil.Process(process.pid)
+    for each in [*parent.children(recursive=True), parent]:
+        each.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.long
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(digits: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ("--model", "fastvit_t8", *RECIPE)
+    finished(launch("train.py", digits, whole, *options))
+    losses = [line["loss"] for line in logged(whole) if "loss" in line]
+    assert len(losses) == STEPS
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+    process = launch("train.py", digits, cut, *options)
+    while len(logged(cut)) < 18:
+        assert process.poll() is None
+        time.sleep(0.02)
+    kill(process)
+    (state,) = cut.glob("step-*")
+    step = int(state.name.removeprefix("step-"))
+    assert step < STEPS
+    assert f"going on from step {step}\n" in finished(launch("train.py", digits, cut, *options))
+    assert logged(cut) == logged(whole)
+    weights = [torch.load(run / "model.pth")["state_dict_ema"] for run in (whole, cut)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    command = [sys.executable, "-m", "tests.with_torchvision", "examples/evaluate.py", digits]
+    told = subprocess.run(
+        [*map(str, command), "--model", "fastvit_t8", "--checkpoint", cut / "model.pth", *SMALL],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "0 of 161 images are given another class" in told
+    top1 = f"{logged(cut)[-1]['top1']:.2%}"
+    assert told.count(top1) == 2
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call an example in this process."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+    def call(script: str, *arguments: object) -> Any:
+        module: Any = __import__(script)
+        app = typer.Typer(pretty_exceptions_enable=False)
+        app.command()(module.main)
+        return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "300"})
+
+    return call
+
+
+@pytest.mark.long
+def test_a_distilled_head_learns_from_a_teacher(digits: Path, tmp_path: Path, run: Any) -> None:
+    import timm
+
+    teacher = timm.create_model("mobilenetv3_small_050", num_classes=10)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    options = ("--model", "repvit_m0_6", *SMALL, "--epochs", "1", "--log-every", "5")
+    taught = (
+        "--teacher",
+        "mobilenetv3_small_050",
+        "--teacher-checkpoint",
+        tmp_path / "teacher.pth",
+    )
+    result = run("train", digits, tmp_path / "run", *options, *taught)
+    assert result.exit_code == 0, result.output
+    assert [line["step"] for line in logged(tmp_path / "run")] == [5, 10, 15, 20, 20]
+    result = run("train", digits, tmp_path / "run", *options, "--seed", 1)
+    assert result.exit_code == 2
+    assert "holds a run with other teacher, teacher_checkpoint, seed" in result.output
+    weights = ("--model", "repvit_m0_6", "--checkpoint", tmp_path / "run" / "model.pth", *SMALL)
+    result = run("evaluate", digits, *weights, "--distilled")
+    assert "0 of 161 images are given another class" in result.output
+    result = run("evaluate", digits, *weights)
+    assert result.exit_code == 2
+    assert "does not fit this RepViT" in result.output
+
+
+def test_what_a_run_refuses(tmp_path: Path, run: Any) -> None:
+    root = write_digits(tmp_path / "digits", 300)
+    options = ("--model", "fastvit_t8", *SMALL)
+
+    def said(*arguments: object) -> str:
+        result = run("train", *arguments)
+        assert result.exit_code == 2, result.output
+        return " ".join(result.output.replace("│", " ").split())
+
+    assert "batch-size is odd" in said(root, tmp_path / "a", "--batch-size", 3)
+    assert "no model is named 'fastvit_t9': did you mean" in said(
+        root, tmp_path / "a", *options, "--model", "fastvit_t9"
+    )
+    assert "has no folder 'train'" in said(root / "val", tmp_path / "b", *options)
+    too_few = (*options, "--batch-size", 256)
+    assert "train has fewer images than all processes take in one step" in said(
+        root, tmp_path / "c", *too_few
+    )
+    assert not any((tmp_path / name).exists() for name in "abc")
+    (root / "val" / "3").rename(root / "val" / "three")
+    assert "train and val differ in their classes: ['3', 'three']" in said(
+        root, tmp_path / "d", *options
+    )
+
+
+def test_published_weights_are_for_their_own_classes(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_digits(tmp_path / "digits", 300)
+    file = tmp_path / "weights.pth"
+    model = randomised(fastvit_models.create_model("fastvit_t8").eval(), torch.randn(1, 3, 64, 64))
+    torch.save(model.state_dict(), file)
+    monkeypatch.setattr("fastvit_models.hub.fetch", lambda name: file)
+    result = run("evaluate", root, "--model", "fastvit_t8", *SMALL)
+    assert result.exit_code == 2
+    assert "val has 10 classes, and the published weights know 1000" in result.output
