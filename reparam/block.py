@@ -3,7 +3,8 @@
 Of a module that stays, the parts that its own code only calls are compiled each on its own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, cast
@@ -14,7 +15,7 @@ from reparam import known
 from reparam.arguments import dismantle
 from reparam.capture import Capture, capture, modules_of
 from reparam.driver import Driver, Listener, Verify
-from reparam.effects import copy_what_leaves
+from reparam.effects import copy_what_leaves, state_written
 from reparam.errors import TrainingModeError, UntracedError
 from reparam.foreign import FxPass, run_foreign
 from reparam.graph import ValueGraph
@@ -25,6 +26,7 @@ from reparam.paths import prefixes
 from reparam.pipelines import Pass
 from reparam.report import Counts, Remark, axes_told, count
 from reparam.rewrite import Rewrite
+from reparam.storage import place_of
 from reparam.usage import called_parts, parts_of
 from reparam.values import Opaque
 from reparam.wrappers import duplicate
@@ -50,6 +52,7 @@ class Block:
         seconds_proving: how long the proofs took.
         axes: how many axes inputs have, by the example inputs.
         before, after: its operators, those of compiled parts among them.
+        reads, writes: paths of the model's modules and tensors that it calls, reads and writes to.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class Block:
         self.fused: nn.Module
         self.before: Counts
         self.after: Counts
+        self.reads: set[str] = set()
+        self.writes: set[str] = set()
         self._parts: list[Block] = []
         try:
             captured = capture(model, example_inputs, constants, method)
@@ -94,6 +99,8 @@ class Block:
         forward: bool,
     ) -> None:
         self.before = count(model, captured.graph, captured.attribute)
+        held = (node for node in captured.graph.nodes if node.op in ("get_attr", "call_module"))
+        self.reads, self.writes = {str(node.target) for node in held}, state_written(captured)
         told = axes_told(model, self.before) if forward else {}
         values, self.axes = lift_held(captured, example, told)
         for remark in _left_whole(captured, values):
@@ -153,13 +160,19 @@ class Block:
             for part in parts_of(holder)
             if all(part is not other for other in called[id(holder)])
         }
+        apart = _held_apart(holders)
         found: dict[int, nn.Module] = {}
         for path, module in whole.items():
             places = {id(part): name for name, part in modules_of(module)}
             for part in called[id(module)]:
-                if id(part) not in found and id(part) not in read:
-                    place = f"{path}.{places[id(part)]}".strip(".")
+                if id(part) in found or id(part) in read:
+                    continue
+                place = f"{path}.{places[id(part)]}".strip(".")
+                if apart(part):
                     found |= self._compile_part(part, place)
+                else:
+                    reason = "another module has a buffer of it as well, and may write to it"
+                    self._say(Remark("missed", "capture", place, reason))
         return found
 
     def _compile_part(self, part: nn.Module, place: str) -> dict[int, nn.Module]:
@@ -191,6 +204,21 @@ class Block:
             remark = remark.inside(self.options.path)
         self.remarks.append(remark)
         self.options.listener(remark)
+
+
+def _held_apart(holders: Sequence[nn.Module]) -> Callable[[nn.Module], bool]:
+    """Whether a part of some modules has its buffers for itself."""
+
+    def places(modules: Iterable[nn.Module]) -> Counter[Any]:
+        several = {id(module): module for module in modules}.values()
+        return Counter(place_of(b) for m in several for b in m.buffers(recurse=False))
+
+    total = places(holders)
+
+    def apart(part: nn.Module) -> bool:
+        return all(total[place] == count for place, count in places(part.modules()).items())
+
+    return apart
 
 
 def _left_whole(captured: Capture, values: ValueGraph) -> Iterator[Remark]:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from reparam.capture import checked
 from reparam.driver import Listener, Verify
 from reparam.errors import CaptureError, PassError, ReparamError
 from reparam.interface import add_methods
+from reparam.paths import prefixes
 from reparam.pipelines import Pass, default_passes
 from reparam.report import Remark, Report, attach, report
 from reparam.rewrite import Rewrite
@@ -65,7 +67,8 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
     Raises:
         TrainingModeError: if the model is in training mode.
         CaptureError: if it is no module; if it has no such method, or no argument of a constant's
-            name; or if it can't be traced, and one of these was asked for.
+            name; if it can't be traced, and one of these was asked for; or if one of several
+            entries writes to what another reads.
         PassError: if something among `passes` is no pass.
         VerificationError: if the whole result differs from the model.
     """
@@ -151,12 +154,15 @@ def _compiled(
         whole = _verified(reference, fused, example_inputs)
     entries = methods if isinstance(methods, Mapping) else dict.fromkeys(methods)
     added: dict[str, fx.GraphModule] = {}
+    compiled: dict[str, Block] = {"forward": block}
     for method, example in entries.items():
         if not callable(getattr(model, method, None)):
             raise CaptureError(f"{type(model).__name__} has no method {method!r} to compile")
         entry = Block(model, options, example, method=method)
         if verify and example is not None:
             _verified(Entry(model, method), entry.fused, example)
+        compiled[method] = entry
+        _require_state_apart(compiled)
         added[method] = cast("fx.GraphModule", entry.fused)
     if isinstance(fused, fx.GraphModule):
         add_methods(fused, added)
@@ -165,6 +171,21 @@ def _compiled(
     )
     attach(fused, account(work, verify, whole, time.perf_counter() - begun))
     return fused
+
+
+def _require_state_apart(entries: Mapping[str, Block]) -> None:
+    """Refuse entries of which one writes to what another reads.
+
+    Raises:
+        CaptureError: naming it. Each would have a tensor of its own.
+    """
+    for (one, writer), (other, reader) in permutations(entries.items(), 2):
+        for path in writer.writes:
+            if not reader.reads.isdisjoint(prefixes(path)):
+                raise CaptureError(
+                    f"{one} writes to {path!r}, which {other} reads: compiled, each would have "
+                    "its own"
+                )
 
 
 @contextmanager

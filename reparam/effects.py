@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from reparam import known
 from reparam.arguments import depends_on_inputs, found
@@ -21,24 +21,10 @@ from reparam.functions import CONVOLUTIONS
 from reparam.lift_operators import pad_with
 from reparam.meaning import has_meaning
 from reparam.state import plain_tensors
-from reparam.storage import kept_writable, owners, place_of, statistics
-
-LAYERS = (nn.Linear, known.CONV_BASE, known.BATCH_NORM_BASE)
-"""Modules that are rewritten to layers, or stay."""
+from reparam.storage import LAYERS, kept_writable, makes_memory, owners, place_of, statistics
 
 REGISTERED: Any = (known.TORCH._ops.OpOverload, known.TORCH._ops.OpOverloadPacket)
 """Operators by the names that they are registered under."""
-
-FRESH_MODULES = (*LAYERS, known.ADAPTIVE_POOL_BASE)
-"""Modules whose result shares no memory with their input, whatever the mode."""
-
-FRESH_KINDS = {"pointwise", "clamp", "elementwise", "matmul", "attention", "pool", "max_pool"}
-FRESH_NAMES = {
-    "batch_norm", "cat", "stack", "mean", "sum", "amax", "max_pool2d", "avg_pool2d", "interpolate",
-    "flip", "roll", "bmm", "normalize", "repeat_interleave",
-}  # fmt: skip
-VIEWS = {"contiguous", "detach"}
-"""Of these kinds by name, but the result may be the input."""
 
 SIZES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 """What is read of a tensor without reading it."""
@@ -80,7 +66,7 @@ def fenced(
     modules = {node.target for node in open_writes if node.op == "call_module"}
     open_writes |= {n for n in written if n.op == "call_module" and n.target in modules}
     fence = set(open_writes)
-    held = kept_writable(nodes, capture)
+    held = kept_writable(nodes, capture) | _returned(capture)
     for node in open_writes:
         shared, _ = aliases[node]
         users = {user for alias in shared for user in alias.users}
@@ -91,6 +77,27 @@ def fenced(
         held |= {place_of(content): None for content in attributes}
     fence |= owners(held, capture)
     return {node for node in fence if node.op not in ("placeholder", "get_attr", "output")}
+
+
+def state_written(capture: Capture) -> set[str]:
+    """The paths of the model's tensors that a forward writes to."""
+    writes = [node for node in capture.graph.nodes if known.writes(node)]
+    aliases = (_aliases(_written(node, capture), node, capture)[0] for node in writes)
+    return {str(a.target) for shared in aliases for a in shared if a.op == "get_attr"}
+
+
+def _returned(capture: Capture) -> dict[Any, None]:
+    """The memory of the model that whoever calls it gets hold of, and may write to."""
+    (output,) = capture.graph.find_nodes(op="output")
+    found: dict[Any, None] = {}
+    for result in output.all_input_nodes:
+        viewed = [result]
+        while len(viewed) == 1 and viewed[0].op != "get_attr":
+            # What takes several tensors, known here or not, is no view: it makes something of them.
+            viewed = _shared(viewed[0], capture)
+        if len(viewed) == 1:
+            found[place_of(capture.attribute(str(viewed[0].target)))] = None
+    return found
 
 
 def _has_twin(
@@ -272,11 +279,3 @@ def fresh_result(node: fx.Node, capture: Capture) -> bool:
             return False
         return makes_memory(module)
     return node.target in CONVOLUTIONS or (not known.writes(node) and makes_memory(node.target))
-
-
-def makes_memory(target: Any) -> bool:
-    """Whether a function, method or module that writes nothing is known to return new memory."""
-    if isinstance(target, nn.Module):
-        return isinstance(target, FRESH_MODULES) or known.kind(target) in FRESH_KINDS
-    called = known.name(target) or ""
-    return called not in VIEWS and (known.kind(target) in FRESH_KINDS or called in FRESH_NAMES)

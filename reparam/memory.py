@@ -1,8 +1,8 @@
 """Which results may lie in one memory: what a rewrite returns is as much its own as it was."""
 
-from reparam.effects import makes_memory
 from reparam.graph import INPUT, OUTPUT, Apply, Call, Expression
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Pad
+from reparam.storage import makes_memory
 from reparam.values import IDENTITY, BatchNorm, Constant, Conv, Layout, Opaque, Sum, Value
 
 FRESH = (Conv, BatchNorm, Norm, AvgPool, ConvTranspose, Cat, Pad, Sum)

@@ -42,7 +42,8 @@ def allowed(path: str) -> str:
     first, *others = path.split(".")
     if first in RESERVED or hasattr(fx.GraphModule, first):
         first = f"{first}_"
-    return ".".join(f"{p}_" if keyword.iskeyword(p) else p for p in (first, *others))
+    free = (f"{p}_" if hasattr(nn.Module, p) else p for p in others)
+    return ".".join(f"{p}_" if keyword.iskeyword(p) else p for p in (first, *free))
 
 
 def attribute_at(model: nn.Module, path: str) -> Any:

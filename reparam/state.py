@@ -20,6 +20,8 @@ PLAIN = (tuple, int, float, str)
 SIMPLE = (*PLAIN, bool, type(None))
 """What holds nothing that a forward could change."""
 
+_MISSING = object()
+
 DEEPEST = 4
 """How deep objects of the user's are looked into."""
 
@@ -69,24 +71,42 @@ class State:
         return changed[0] if changed else None
 
     def _differs(self, name: str, now: dict[str, Any]) -> bool:
-        missing = object()
-        return now.get(name, missing) is not self.attributes.get(name, missing)
+        return now.get(name, _MISSING) is not self.attributes.get(name, _MISSING)
 
 
-def attributes_of(module: Any) -> tuple[Any, ...]:
-    """What a module computes with: its tensors and hyper-parameters."""
-    own = cast("dict[str, Any]", vars(module))
-    return (*own.values(), *module._parameters.values(), *module._buffers.values())
+class LayerState:
+    """What a layer of torch's computes with, by reference, to be put back: few are ever changed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Remember it as it is."""
+        own = vars(module)
+        holders: list[dict[str, Any]] = [own]
+        holders += [own[name] for name in ("_parameters", "_buffers") if name in own]
+        self.held = [(holder, dict(holder)) for holder in holders]
+
+    def changed(self) -> str | None:
+        """The name of an attribute that is another one now, if there is one."""
+        for now, content in self.held:
+            if len(now) != len(content) or not _identical(now.values(), content.values()):
+                names = (name for name in {**now, **content} if not _same(now, content, name))
+                if (changed := next(names, None)) is not None:
+                    return changed
+        return None
+
+    def restore(self) -> str | None:
+        """Put all back; the name of an attribute that was changed, if one was."""
+        changed = self.changed()
+        if changed is not None:
+            for now, content in self.held:
+                now.clear()
+                now.update(content)
+        return changed
 
 
-def same_attributes(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
-    """Whether attributes are the same objects; a number or a tuple may be an equal one."""
-    if len(before) != len(now):
-        return False
-    return _identical(before, now) or all(
-        old is new or (type(old) in PLAIN and old == new)
-        for old, new in zip(before, now, strict=True)
-    )
+def _same(now: dict[str, Any], before: dict[str, Any], name: str) -> bool:
+    """Whether an attribute is the same object; a number or a tuple may be an equal one."""
+    new, old = (attributes.get(name, _MISSING) for attributes in (now, before))
+    return new is old or (type(old) in PLAIN and type(new) in PLAIN and old == new)
 
 
 def _identical(before: Iterable[Any], now: Iterable[Any]) -> bool:

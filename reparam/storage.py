@@ -1,4 +1,4 @@
-"""The memory of what a model keeps, and who reads what somebody may write to."""
+"""Memory: what a model keeps, who reads what somebody may write to, and what returns its own."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,6 +26,21 @@ That argument, its place and its default; and which are written to: the first, a
 
 SHIFTED = (torch.batch_norm, torch.instance_norm)
 """Those of them that take weights first, and statistics two places later."""
+
+
+LAYERS = (nn.Linear, known.CONV_BASE, known.BATCH_NORM_BASE)
+"""Modules that are rewritten to layers, or stay."""
+
+FRESH_MODULES = (*LAYERS, known.ADAPTIVE_POOL_BASE)
+"""Modules whose result shares no memory with their input, whatever the mode."""
+
+FRESH_KINDS = {"pointwise", "clamp", "elementwise", "matmul", "attention", "pool", "max_pool"}
+FRESH_NAMES = {
+    "batch_norm", "cat", "stack", "mean", "sum", "amax", "max_pool2d", "avg_pool2d", "interpolate",
+    "flip", "roll", "bmm", "normalize", "repeat_interleave",
+}  # fmt: skip
+VIEWS = {"contiguous", "detach"}
+"""Of these kinds by name, but the result may be the input."""
 
 
 def statistics(node: fx.Node) -> list[fx.Node]:
@@ -81,3 +96,11 @@ def owners(held: Mapping[Any, nn.Module | None], capture: Capture) -> set[fx.Nod
         elif node.op == "get_attr" and place_of(capture.attribute(str(node.target))) in held:
             found |= {node, *node.users}
     return found
+
+
+def makes_memory(target: Any) -> bool:
+    """Whether a function, method or module that writes nothing is known to return new memory."""
+    if isinstance(target, nn.Module):
+        return isinstance(target, FRESH_MODULES) or known.kind(target) in FRESH_KINDS
+    called = known.name(target) or ""
+    return called not in VIEWS and (known.kind(target) in FRESH_KINDS or called in FRESH_NAMES)

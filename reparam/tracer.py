@@ -7,6 +7,7 @@ forward does one of the others stays whole.
 
 import functools
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError, TracerBase
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import known
@@ -24,7 +26,7 @@ from reparam.asked import AskedTracer
 from reparam.meaning import has_meaning
 from reparam.places import explained
 from reparam.proxies import AttributeProxy, TensorProxy, python_asks
-from reparam.state import State, attributes_of, same_attributes
+from reparam.state import LayerState, State
 
 QUANTIZATION_AWARE = "torch.ao.nn.intrinsic.qat."
 """Where torch's layers are that learn to be quantized, and that its conversion looks for."""
@@ -36,13 +38,26 @@ FRAMES = 16
 """How many frames a trace takes, at most, for one that the model takes when it runs."""
 
 
-class _NoRandomness(TorchDispatchMode):
-    """Refuses random numbers: a trace would freeze them."""
+class _Guarded(TorchDispatchMode):
+    """Refuses random numbers, which a trace would freeze, and writes to the model itself."""
+
+    def __init__(self, root: nn.Module) -> None:
+        cast("Any", super()).__init__()
+        self._root = root
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise TraceError(f"it draws random numbers ({func})")
+        if func._schema.is_mutable:
+            given = pytree.tree_leaves((args, kwargs))
+            if any(_place(t) in self._places for t in given if isinstance(t, Tensor)):
+                raise TraceError(f"it writes to a parameter or buffer ({func})")
         return func(*args, **(kwargs or {}))
+
+    @functools.cached_property
+    def _places(self) -> set[int]:
+        """Where the tensors lie that a trace stands for; a forward may reach them otherwise."""
+        return {_place(t) for t in (*self._root.parameters(), *self._root.buffers())} - {0}
 
 
 class _Scopes(OrderedDict[str, Any]):
@@ -73,9 +88,10 @@ class Tracer(AskedTracer):
         self.called: dict[str, nn.Module] = {}
         self.module_stack = _Scopes()
         self.tensors: dict[str, Tensor] = {}
-        self._found: list[tuple[nn.Module, tuple[Any, ...]]] = []
+        self._layers: dict[int, LayerState] = {}
         self._given: dict[int, tuple[Tensor, int]] = {}
         self._autocast = _autocast()
+        self._thread = threading.get_ident()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace a module.
@@ -83,21 +99,23 @@ class Tracer(AskedTracer):
         Raises:
             Exception: whatever the forward raises on proxies.
         """
-        before = State(root)
+        modules: list[nn.Module] = [*root.modules()]
+        own = [m for m in modules if not type(m).__module__.startswith("torch.")]
+        before = [State(m) for m in own]  # others keep tensors and numbers alone
+        self._layers = {id(module): LayerState(module) for module in modules}
+        self._thread = threading.get_ident()
         try:
-            with _NoRandomness(), _deeper_stack():
+            with _Guarded(root), _deeper_stack():
                 graph = super().trace(root, concrete_args)
         finally:
             attributes = vars(cast("nn.Module", root))
             for name in [name for name in attributes if name.startswith("_tensor_constant")]:
                 self.tensors[name] = attributes.pop(name)
-            changed = before.restore()
+            states = (*before, *self._layers.values())
+            changed = [name for state in states if (name := state.restore())]
         if changed:
-            raise TraceError(f"it changes its attribute {changed!r}")
-        found = self._found
-        self._found = []  # a cycle of fx's keeps the tracer for a while
-        if any(not same_attributes(then, attributes_of(m)) for m, then in found):
-            raise TraceError("it changes a layer while it runs")
+            raise TraceError(f"it changes its attribute {changed[0]!r}")
+        self._layers = {}  # a cycle of fx's keeps the tracer for a while
         if any(tensor._version != version for tensor, version in self._given.values()):
             raise TraceError("it writes to a tensor that it made, after it was read")
         return graph
@@ -139,11 +157,12 @@ class Tracer(AskedTracer):
         if kind is Tensor:
             self._given.setdefault(id(a), (a, a._version))
         if is_dataclass(a) and not isinstance(a, type):  # some are dictionaries as well
-            computed = hasattr(kind, "__post_init__") and dict not in kind.__mro__
-            if computed or not all(field.init for field in fields(a)):
-                raise TraceError(f"it makes a {kind.__name__}, which computes some of its fields")
-            parts = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
+            given = {field.name: getattr(a, field.name) for field in fields(a)}
+            _require_fields(a, given, lambda: kind(**given))
+            parts = {name: self.create_arg(value) for name, value in given.items()}
             return self.create_node("call_function", kind, (), parts)
+        if hasattr(kind, "_asdict"):  # a named tuple
+            _require_fields(a, cast("Any", a)._asdict(), lambda: kind(*cast("Any", a)))
         if issubclass(kind, dict) and kind is not dict:
             return self._rebuilt(cast("dict[Any, Any]", a))
         return super().create_arg(a)
@@ -166,7 +185,9 @@ class Tracer(AskedTracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Stand for a parameter or buffer, found by identity: fx searches all of them."""
-        name = self._names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
+        if not isinstance(attr_val, Tensor) or self._elsewhere():
+            return attr_val
+        name = self._names.get(id(attr_val))
         if name is None:
             return attr_val
         if name not in parameter_proxy_cache:
@@ -177,6 +198,8 @@ class Tracer(AskedTracer):
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace into a module, or keep it whole where that fails."""
+        if self._elsewhere():
+            return forward(*args, **kwargs)
         if known.compiled(m):
             return cast("Any", m)._orig_mod(*args, **kwargs)
         paths: Any = self.submodule_paths
@@ -207,10 +230,19 @@ class Tracer(AskedTracer):
         return self._whole(path, m, args, kwargs)
 
     def _whole(self, path: str, m: nn.Module, args: Any, kwargs: Any) -> Any:
-        """A call of a module as it is."""
+        """A call of a module as it is.
+
+        Raises:
+            TraceError: if it is not as it was.
+        """
+        if self._layers[id(m)].changed():
+            raise TraceError("it changes a layer while it runs")
         self.called[path] = m
-        self._found.append((m, attributes_of(m)))
         return self.create_proxy("call_module", path, args, kwargs)
+
+    def _elsewhere(self) -> bool:
+        """Whether it is another thread that calls, which fx lets in too: it runs the model."""
+        return threading.get_ident() != self._thread
 
     @functools.cached_property
     def _names(self) -> dict[int, str]:
@@ -235,6 +267,30 @@ def _deeper_stack() -> Generator[None]:
         yield
     finally:
         sys.setrecursionlimit(limit)
+
+
+def _require_fields(a: Any, given: Mapping[str, Any], build: Callable[[], Any]) -> None:
+    """Refuse an object that is not what becomes of its fields: it would come back as another one.
+
+    Raises:
+        TraceError: if it is not.
+    """
+    kind = type(a).__name__
+    try:
+        again = build()
+        same = all(getattr(again, name) is value for name, value in given.items())
+    except Exception as error:
+        raise TraceError(f"it makes a {kind}, which is not made of its fields") from error
+    if not same or getattr(again, "__dict__", {}).keys() != getattr(a, "__dict__", {}).keys():
+        raise TraceError(f"it makes a {kind}, which computes some of its fields")
+
+
+def _place(tensor: Tensor) -> int:
+    """Where a tensor lies; 0 where it has no memory."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse, or of another kind without storage
+        return 0
 
 
 def _autocast() -> tuple[bool, ...]:
