@@ -156,6 +156,26 @@ def test_a_wrong_variant_names_the_first_few_of_each(tmp_path: Path) -> None:
     assert len(message) < 1500
 
 
+@pytest.mark.parametrize(
+    ("variant", "other"),
+    [("repvit_m0_6", "repvit_m0_9"), ("mobileone_s0", "mobileone_s1"), ("repvgg_a0", "repvgg_a1")],
+)
+def test_a_variant_of_the_same_family_is_refused(variant: str, other: str, tmp_path: Path) -> None:
+    model = fastvit_models.create_model(variant)
+    path = save(fastvit_models.create_model(other).state_dict(), tmp_path / "other.pth")
+    message = refusal(model, path)
+    assert "of another shape: " in message
+    assert "create the variant, with the options, that it was saved from" in message
+    assert len(message) < 1500
+
+
+def test_a_distilled_head_is_refused_without_one(tmp_path: Path) -> None:
+    model = fastvit_models.create_model("repvit_m0_6")
+    distilled = fastvit_models.create_model("repvit_m0_6", distillation=True)
+    path = save(distilled.state_dict(), tmp_path / "distilled.pth")
+    assert "unexpected: head.distilled.linear.bias" in refusal(model, path)
+
+
 def test_a_classifier_is_no_feature_extractor(state: dict[str, Tensor], tmp_path: Path) -> None:
     model = backbone()
     message = refusal(model, save(state, tmp_path / "classifier.safetensors"))

@@ -1,6 +1,7 @@
 """What becomes of the networks in the compiler: as small as what timm's own fusion leaves."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import fastvit_models
 import reparam
-from fastvit_models import CheckpointError
+from fastvit_models import CheckpointError, repvit
 from fastvit_models.fused import fitted
 from reparam.testing.randomised import randomised
 from reparam.verify import EXACT, relative_difference
@@ -41,6 +42,16 @@ def image() -> Tensor:
 def drawn(name: str, **options: Any) -> nn.Module:
     """A model in float64 with numbers at which a wrong fold shows."""
     return randomised(fastvit_models.create_model(name, **options).eval(), image()).double()
+
+
+def fused_by_timm(name: str) -> nn.Module:
+    """timm's own model, fused by timm, in float64 with numbers at which a wrong fold shows."""
+    timm, utils = pytest.importorskip("timm"), pytest.importorskip("timm.utils.model")
+    model = randomised(timm.create_model(name).eval(), image())
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 1e-5  # which no checkpoint holds
+    return utils.reparameterize_model(model).double()
 
 
 def assert_same(model: nn.Module, fused: nn.Module) -> None:
@@ -91,12 +102,7 @@ def test_features_and_head_compile_too() -> None:
     [pytest.param(n, marks=[] if n in SMALL else pytest.mark.long) for n in (*SMALL, *FUSED)],
 )
 def test_a_file_that_timm_fused_goes_into_the_compiled_model(name: str, tmp_path: Path) -> None:
-    timm, utils = pytest.importorskip("timm"), pytest.importorskip("timm.utils.model")
-    theirs = randomised(timm.create_model(name).eval(), image())
-    for layer in theirs.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eps = 1e-5  # which no checkpoint holds
-    theirs = utils.reparameterize_model(theirs).double()
+    theirs = fused_by_timm(name)
     torch.save(theirs.state_dict(), tmp_path / "fused.pth")
     options: dict[str, Any] = {"distillation": True} if name.startswith("repvit") else {}
     model = fastvit_models.create_model(name, **options).eval()
@@ -114,6 +120,78 @@ def test_a_file_that_timm_fused_goes_into_the_compiled_model(name: str, tmp_path
     again = reparam.compile(model, verify=False).double()
     fastvit_models.load_checkpoint(again, tmp_path / "own.pth")
     assert_same(theirs, again)
+
+
+def _of_repvit() -> list[tuple[str, str]]:
+    """timm counts the blocks by stages, the last of each with the next; the release counts on."""
+    rows = [("stem.conv1", "features.0.0"), ("stem.conv2", "features.0.2")]
+    number, depths = 1, repvit.VARIANTS["repvit_m0_9"].depths
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            place = f"stages.{stage}.blocks.{block - (stage > 0)}"
+            if stage > 0 and block == 0:
+                place = f"stages.{stage}.downsample"
+            elif stage < len(depths) - 1 and block == depth - 1:
+                place = f"stages.{stage + 1}.downsample.pre_block"
+            rows.append((place, f"features.{number}"))
+            number += 1
+    return [
+        *((rf"^{re.escape(old)}\.", f"{new}.") for old, new in sorted(rows, reverse=True)),
+        (r"\.(token_mixer|spatial_downsample)\.(weight|bias)", r".token_mixer.0.\2"),
+        (r"\.se\.", ".token_mixer.1."),
+        (r"\.channel_downsample\.", ".token_mixer.2."),
+        (r"\.(channel_mixer|ffn)\.conv1\.", ".channel_mixer.m.0."),
+        (r"\.(channel_mixer|ffn)\.conv2\.", ".channel_mixer.m.2."),
+        (r"^head\.", "classifier."),
+    ]
+
+
+STAGES = [
+    (r"^stem\.", "stage0."),
+    *((rf"^stages\.{stage}\.", f"stage{stage + 1}.") for stage in range(4)),
+    (r"^head\.fc\.", "linear."),
+]
+
+ORIGINALS = {
+    "repvit_m0_9": _of_repvit(),
+    "mobileone_s0": STAGES,
+    "repvgg_a0": [*STAGES, (r"\.reparam_conv\.", ".rbr_reparam.")],
+    "fastvit_sa12": [
+        (r"^stem\.", "patch_embed."),
+        (r"^(stages\.\d\.downsample)\.proj\.0\.reparam_conv\.", r"\1.proj.0.lkb_reparam."),
+        *((rf"^stages\.{stage}\.downsample\.", f"network.{2 * stage - 1}.") for stage in (1, 2, 3)),
+        *((rf"^stages\.{stage}\.blocks\.", f"network.{2 * stage}.") for stage in (0, 1, 2)),
+        (r"^stages\.3\.pos_emb\.", "network.6."),
+        (r"^stages\.3\.blocks\.", "network.7."),
+        (r"^final_conv\.", "conv_exp."),
+        (r"\.se\.fc1\.", ".se.reduce."),
+        (r"\.se\.fc2\.", ".se.expand."),
+        (r"\.mlp\.", ".convffn."),
+        (r"\.gamma$", ""),
+        (r"^head\.fc\.", "head."),
+    ],
+}
+"""By the model that timm has: from its names of the fused form to those of the original's."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SMALL else pytest.mark.long) for n in ORIGINALS]
+)
+def test_a_file_that_the_original_fused_goes_into_the_compiled_model(
+    name: str, tmp_path: Path
+) -> None:
+    theirs = fused_by_timm(name)
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in theirs.state_dict().items():
+        for old, new in ORIGINALS[name]:
+            key = re.sub(old, new, key)  # noqa: PLW2901
+        renamed[key] = tensor
+    torch.save({"state_dict": renamed}, tmp_path / "fused.pth")
+    options: dict[str, Any] = {"distillation": True} if name.startswith("repvit") else {}
+    model = fastvit_models.create_model(name, **options).eval()
+    fused = reparam.compile(model, verify=False).double()
+    fastvit_models.load_checkpoint(fused, tmp_path / "fused.pth")
+    assert_same(theirs, fused)
 
 
 def test_queries_are_scaled_where_the_model_does_not() -> None:
