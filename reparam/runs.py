@@ -28,12 +28,14 @@ class Run:
         found: what should be the same.
         exact: the original's in float64.
         flipped: the share of integers that differ; None if there are none.
+        weights: a dtype that weights of `found` were rounded to, if it is known.
     """
 
     expected: list[Tensor]
     found: list[Tensor]
     exact: list[Tensor]
     flipped: float | None = None
+    weights: torch.dtype | None = None
 
 
 def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

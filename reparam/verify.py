@@ -164,7 +164,9 @@ def judged(runs: Sequence[Run], *, other_runtime: bool = False) -> Equivalence:
     if shares and not runs[0].expected:  # integers alone
         return Equivalence(0, 0, 0, 0, 0, 0, "int64", min(shares) <= FLIPPED, 0, min(shares))
     figures = [
-        compare_outputs(run.expected, run.found, run.exact, other_runtime=other_runtime)
+        compare_outputs(
+            run.expected, run.found, run.exact, run.weights, other_runtime=other_runtime
+        )
         for run in runs
     ]
     figures.sort(key=lambda one: one.excess)
@@ -173,7 +175,12 @@ def judged(runs: Sequence[Run], *, other_runtime: bool = False) -> Equivalence:
 
 
 def compare_outputs(
-    expected: list[Tensor], found: list[Tensor], exact: list[Tensor], *, other_runtime: bool = False
+    expected: list[Tensor],
+    found: list[Tensor],
+    exact: list[Tensor],
+    weights: torch.dtype | None = None,
+    *,
+    other_runtime: bool = False,
 ) -> Equivalence:
     """Judge outputs by those of the original, as `verify` does; the figures are of the worst.
 
@@ -181,6 +188,7 @@ def compare_outputs(
         expected: what the original returns, floating-point tensors.
         found: what should be the same.
         exact: the original's in float64.
+        weights: a dtype that weights of `found` were rounded to, where that is not the outputs'.
         other_runtime: whether `found` comes from other kernels than `expected`.
 
     Raises:
@@ -192,7 +200,7 @@ def compare_outputs(
             raise VerificationError(
                 "in float64, which results are held against, the model returns other sizes"
             )
-        figures = _figures(y_model, y_fused, y, other_runtime)
+        figures = _figures(y_model, y_fused, y, weights, other_runtime)
         if worst is None or (not figures.equivalent, figures.rmse_fused) > (
             not worst.equivalent,
             worst.rmse_fused,
@@ -203,10 +211,12 @@ def compare_outputs(
     return worst
 
 
-def _figures(y_model: Tensor, y_fused: Tensor, y: Tensor, other_runtime: bool) -> Equivalence:
+def _figures(
+    y_model: Tensor, y_fused: Tensor, y: Tensor, weights: torch.dtype | None, other_runtime: bool
+) -> Equivalence:
     """The figures of one output, over its finite elements; the others must be the same ones."""
     dtype = y_fused.dtype
-    unit = torch.finfo(dtype).eps / 2
+    unit = max(torch.finfo(each).eps for each in (dtype, weights or dtype)) / 2
     factor = RUNTIME_FACTOR if other_runtime else RMSE_FACTORS[dtype]
     finite = torch.isfinite(y_model) & torch.isfinite(y_fused)
     same = torch.allclose(y_model[~finite], y_fused[~finite], equal_nan=True)

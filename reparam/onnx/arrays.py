@@ -1,5 +1,6 @@
 """Numbers as torch has them and as numpy has them, which knows no bfloat16 of its own."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,21 @@ def to_torch(value: Any) -> Any:
     if array.dtype.name == "bfloat16":
         return TORCH.from_numpy(array.view(numpy.int16)).view(torch.bfloat16)
     return TORCH.from_numpy(array)
+
+
+def leaves(value: Any) -> list[Any]:
+    """The arrays in a result: those in a sequence, the keys and the values of a map.
+
+    ONNX Runtime returns the float32 numbers of a map as Python's.
+    """
+    if isinstance(value, list | tuple):
+        return [leaf for each in cast("list[Any]", value) for leaf in leaves(each)]
+    if not isinstance(value, Mapping):
+        return [value]
+    numpy, held = extra("numpy"), cast("Mapping[Any, Any]", value)
+    values = numpy.asarray([*held.values()])
+    narrow = values.astype(numpy.float32) if values.dtype == numpy.float64 else values
+    return [numpy.asarray([*held]), narrow]
 
 
 def to_numpy(value: Any) -> Any:

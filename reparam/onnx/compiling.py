@@ -19,7 +19,7 @@ from reparam.export_graph import extra, quiet
 from reparam.lift import lift_graph
 from reparam.onnx.reading import read
 from reparam.onnx.running import compared
-from reparam.onnx.saving import save
+from reparam.onnx.saving import check_target, save
 from reparam.onnx.translate import translated
 from reparam.onnx.writing import transcribed, written
 from reparam.pipelines import Pass
@@ -84,6 +84,7 @@ def compile_onnx(
     rewrites = _rewrites(passes)
     place = target_file(target)
     file = read(Path(source))
+    check_target(file, place)
     program = translated(file)
     before = counts(file.proto)
     values = lift_graph(program.capture, told=program.told)

@@ -28,12 +28,14 @@ class Draft:
 
     Attributes:
         opset: the version of the standard operators.
+        convolves: whether the graph had convolutions before.
         nodes: all nodes, in order.
         initializers: the new ones.
     """
 
-    def __init__(self, opset: int, taken: set[str]) -> None:
+    def __init__(self, opset: int, taken: set[str], convolves: bool = True) -> None:
         self.opset = opset
+        self.convolves = convolves
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self._taken = taken
@@ -245,6 +247,8 @@ def write(draft: Draft, call: Call, inputs: Sequence[str]) -> str:
     match value:
         case Conv():
             convolves = call.traits.convolution and (value.n > 0 or value.groups == 1)
+            # ONNX Runtime has no Conv of float64, so a file that it runs may not get its first.
+            convolves &= draft.convolves or layer.dtype != torch.float64 or not value.n
             return layer.conv(value, inputs[0], convolves)
         case Sum(coefficients):
             return layer.sum(coefficients, inputs)
@@ -266,8 +270,19 @@ def write(draft: Draft, call: Call, inputs: Sequence[str]) -> str:
             return layer.norm(value, inputs[0])
         case Layout(target) if target is torch.flatten and call.node.args[1:] == (1,):
             return layer.add("Flatten", inputs[0], axis=1)
+        case Layout() if sizes := sizes_of(call):
+            return layer.add("Reshape", inputs[0], draft.integers(sizes, f"{call.name}.sizes"))
         case _:
             raise OnnxError(f"{call.name}: {value.__name__} can't be written as one of ONNX's")
+
+
+def sizes_of(call: Call) -> tuple[int, ...]:
+    """The sizes in numbers that a tensor is reshaped to; none of anything else."""
+    if not isinstance(call.value, Layout) or call.value.target is not torch.reshape:
+        return ()
+    sizes = call.node.args[1]
+    found: tuple[Any, ...] = tuple(sizes) if isinstance(sizes, list | tuple) else ()
+    return found if all(type(size) is int and size for size in found) else ()
 
 
 def _rank(call: Call) -> int | None:

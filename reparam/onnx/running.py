@@ -11,11 +11,11 @@ from torch import Tensor, fx
 
 from reparam.errors import OnnxError, VerificationError, first_line
 from reparam.export_graph import extra
-from reparam.onnx.arrays import to_numpy, to_torch
+from reparam.onnx.arrays import leaves, to_numpy, to_torch
 from reparam.onnx.carried import OnnxOperator
+from reparam.onnx.fatal import kills_the_runtime
 from reparam.onnx.feeds import feeds, floating, varied
-from reparam.onnx.graphs import subgraphs
-from reparam.onnx.reading import external
+from reparam.onnx.reading import DTYPES, external, type_name
 from reparam.onnx.translate import Program
 from reparam.runs import DRAWS, Run, otherwise_rounded, rms_error
 from reparam.verify import VARIANTS, Equivalence, judged, of_roundings
@@ -77,10 +77,10 @@ class _Runner:
     def otherwise(
         self, feed: Mapping[str, Any], rounded: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
-        """The results of inputs, and of weights that lie in the file, rounded otherwise."""
+        """The floating-point results of inputs and of the file's own weights, rounded otherwise."""
         given = {name: to_numpy(rounded(to_torch(x))) for name, x in feed.items()}
         if self.reference:
-            return [*map(to_torch, self(given))]
+            return _floats(self(given))
         graph = extra("onnx").load(str(self.path), load_external_data=False).graph
         to_array = extra("onnx.numpy_helper").to_array
         sizing = {name for n in graph.node if n.op_type in RESIZING for name in n.input[1:]}
@@ -88,7 +88,11 @@ class _Runner:
         inline = [t for t in held if t.dims and not external(t)]
         weights = {t.name: rounded(to_torch(to_array(t))) for t in inline}
         arrays = {name: to_numpy(weight) for name, weight in weights.items()}
-        return [*map(to_torch, _Runner(self.path, arrays)(given))]
+        return _floats(_Runner(self.path, arrays)(given))
+
+
+def _floats(results: list[Any]) -> list[Tensor]:
+    return [to_torch(leaf) for leaf in leaves(results) if floating(leaf)]
 
 
 def compared(
@@ -116,12 +120,13 @@ def compared(
     if any(isinstance(call, OnnxOperator) and call.random for call in calls):
         return None, (), "its results are random"
     try:
-        before = _Runner(source, reference=_kills_the_runtime(source))
+        before = _Runner(source, reference=kills_the_runtime(program))
     except OnnxError as error:
         return None, (), str(error)
     after = _Runner(result, reference=before.reference)
     if after.reference and not before.reference:
         raise OnnxError("ONNX Runtime loads the file, but not what it was compiled to")
+    weights = _rounded_to(result, program)
     runs: list[Run] = []
     fed: list[dict[str, Any]] = []
     reason = "no sizes, or no numbers of such types, were found that the file takes"
@@ -131,7 +136,7 @@ def compared(
         except Exception as error:
             reason = first_line(error)
             continue
-        runs += _runs(before, after, program, feed, expected)
+        runs += _runs(before, after, program, feed, expected, weights)
         fed.append(feed)
         if len(fed) == TRIED:
             break
@@ -141,7 +146,7 @@ def compared(
     if not figures.equivalent:
         for shift in range(1, VARIANTS):
             other = varied(fed[-1], shift)
-            runs += _runs(before, after, program, other, before(other))
+            runs += _runs(before, after, program, other, before(other), weights)
         figures = judged(runs, other_runtime=True)
         errors = (
             _error_of_roundings(each, fed[-1], runs[len(fed) - 1]) for each in (before, after)
@@ -152,19 +157,13 @@ def compared(
     return figures, tuple(dict.fromkeys(shapes)), None
 
 
-def _kills_the_runtime(path: Path) -> bool:
-    """Whether ONNX Runtime, and this process with it, would die of a file (1.31 does)."""
-    nodes = [*extra("onnx").load(str(path), load_external_data=False).graph.node]
-    for node in nodes:  # those of its subgraphs follow
-        nodes += [each for graph in subgraphs(node) for each in graph.node]
-    return any(
-        node.op_type == "LayerNormalization" and len(node.input) == 3 and not node.input[2]
-        for node in nodes
-    )
-
-
 def _runs(
-    before: _Runner, after: _Runner, program: Program, feed: Mapping[str, Any], expected: list[Any]
+    before: _Runner,
+    after: _Runner,
+    program: Program,
+    feed: Mapping[str, Any],
+    expected: list[Any],
+    weights: torch.dtype | None,
 ) -> list[Run]:
     """One run of both, and of the first in float64.
 
@@ -177,31 +176,55 @@ def _runs(
     except Exception as error:
         raise OnnxError(f"the compiled file does not run: {first_line(error)}") from error
     for name, old, new in zip(before.outputs, expected, found, strict=True):
-        if getattr(old, "shape", None) != getattr(new, "shape", None) or (
-            getattr(old, "dtype", None) != getattr(new, "dtype", None)
-        ):
+        if [*map(_kind, leaves(old))] != [*map(_kind, leaves(new))]:
             raise VerificationError(f"{name} has another shape or type in the compiled file")
+    expected, found = leaves(expected), leaves(found)
     floats = [i for i, y in enumerate(expected) if floating(y)]
     exact = _exact(program, feed)
     plain = [to_torch(expected[i]) for i in floats]
-    if exact is not None and not all(map(_near, plain, (exact[i] for i in floats))):
+    if exact is not None and (
+        len(exact) != len(expected)
+        or not all(_near(y, exact[i], weights) for y, i in zip(plain, floats, strict=True))
+    ):
         exact = None  # it is another function in float64, and no reference
     if exact is not None:
         wide = [exact[i].double() for i in floats]
     else:  # what it makes of numbers that were rounded otherwise tells how exact it is
-        rounded = otherwise_rounded(plain[0].dtype if plain else torch.float32)
+        rounded = otherwise_rounded(_coarser(plain, weights))
         wide = [y.double() for y in _otherwise(before, feed, rounded, plain)]
     flips = [
         float((old != new).mean())
         for i, (old, new) in enumerate(zip(expected, found, strict=True))
         if i not in floats and hasattr(old, "mean") and old.size
     ]
-    return [Run(plain, [to_torch(found[i]) for i in floats], wide, max(flips, default=None))]
+    changed = max(flips, default=None)
+    return [Run(plain, [to_torch(found[i]) for i in floats], wide, changed, weights)]
+
+
+def _kind(leaf: Any) -> tuple[Any, Any]:
+    return getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
+
+
+def _coarser(plain: list[Tensor], weights: torch.dtype | None) -> torch.dtype:
+    """Of the dtypes of a result and of new weights, the one that rounds more."""
+    own = plain[0].dtype if plain else torch.float32
+    return max(own, weights or own, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _rounded_to(result: Path, program: Program) -> torch.dtype | None:
+    """The dtype, of those that a file's new weights were rounded to, that rounds most.
+
+    A file may take and return float32 and have weights of float16 in between.
+    """
+    made = extra("onnx").load(str(result), load_external_data=False).graph.initializer
+    new = [DTYPES.get(type_name(tensor)) for tensor in made if tensor.name not in program.makers]
+    floats = [dtype for dtype in new if dtype is not None and dtype.is_floating_point]
+    return max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
 
 def _error_of_roundings(runner: _Runner, feed: Mapping[str, Any], known: Run) -> float:
     """The error of a file, with weights and inputs that are rounded in other ways."""
-    rounded, worst = otherwise_rounded(known.expected[0].dtype), 0.0
+    rounded, worst = otherwise_rounded(_coarser(known.expected, known.weights)), 0.0
     for _ in range(DRAWS):
         found = _otherwise(runner, feed, rounded, known.expected)
         worst = max(worst, rms_error(found, known.exact))
@@ -216,25 +239,26 @@ def _otherwise(
 ) -> list[Tensor]:
     """The floating-point results after other roundings, or `plain` ones if it does not run so."""
     try:
-        found = [y for y in runner.otherwise(feed, rounded) if y.is_floating_point()]
+        found = runner.otherwise(feed, rounded)
     except Exception:
         return plain
     alike = [y.shape for y in found] == [y.shape for y in plain]
     return found if alike else plain  # a size may hang on a number that was rounded
 
 
-def _near(plain: Tensor, exact: Tensor) -> bool:
+def _near(plain: Tensor, exact: Tensor, weights: torch.dtype | None) -> bool:
     """Whether a result is what it would be without roundings, or nearly."""
     if plain.shape != exact.shape:
         return False
     apart = plain.double() - exact.double()
     finite = apart.isfinite()
     error, size = (t[finite].square().mean().sqrt() for t in (apart, exact.double()))
-    return bool(error <= torch.finfo(plain.dtype).eps ** 0.5 * size) or not bool(finite.any())
+    eps = torch.finfo(_coarser([plain], weights)).eps
+    return bool(error <= eps**0.5 * size) or not bool(finite.any())
 
 
 def _exact(program: Program, feed: Mapping[str, Any]) -> list[Tensor] | None:
-    """The file's results in float64; None where something in it is not known to torch."""
+    """The tensors in the results in float64; None where something is not known to torch."""
     capture = program.capture
 
     class Exact(fx.Interpreter):
@@ -247,13 +271,19 @@ def _exact(program: Program, feed: Mapping[str, Any]) -> list[Tensor] | None:
             rows = isinstance(n.target, OnnxOperator) and isinstance(result, Tensor)
             return _wide(result) if rows else result
 
+        def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if target == "to" and args[1].is_floating_point and args[0].numel() <= LARGEST_WEIGHT:
+                return args[0].double()  # a cast rounds nothing here
+            return super().call_method(target, args, kwargs)
+
     names = {maker: name for name, maker in program.makers.items()}
     placeholders = [node for node in capture.graph.nodes if node.op == "placeholder"]
     try:
         given = [_wide(to_torch(feed[names[node]])) for node in placeholders]
         module = fx.GraphModule({}, fx.Graph())
         with torch.no_grad():
-            return list(Exact(module, graph=capture.graph).run(*given))
+            found = leaves(Exact(module, graph=capture.graph).run(*given))
+        return found if all(isinstance(y, Tensor) for y in found) else None
     except Exception:
         return None
 

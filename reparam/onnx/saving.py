@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from reparam.errors import OnnxError
 from reparam.export_graph import LARGEST_FILE, extra
 from reparam.onnx.reading import OnnxFile, Place, bytes_of, external, tensors
 
@@ -14,6 +15,32 @@ ALIGNMENT = 4096
 
 SMALLEST = 1024
 """Bytes of a tensor that is worth a place in a file of weights."""
+
+
+def check_target(source: OnnxFile, target: Path) -> None:
+    """See to it that the new file leaves a source that it does not replace its weights.
+
+    Raises:
+        OnnxError: if some of them lie where the new file, or its weights, are to be.
+    """
+    folder = source.path.parent
+    used = {
+        Place.of(tensor, folder).path.resolve()
+        for tensor in tensors(source.proto)
+        if external(tensor)
+    }
+    data = data_file(target).resolve()
+    if target in used or (data in used and target != source.path.resolve()):
+        name = target.name if target in used else data.name
+        raise OnnxError(
+            f"{source.path} has its weights in {name}, which writing {target.name} would replace: "
+            "give the target another name"
+        )
+
+
+def data_file(path: Path) -> Path:
+    """The file beside a model that its weights are put in."""
+    return path.with_name(f"{path.name}.data")
 
 
 def save(proto: Any, source: OnnxFile, path: Path) -> list[Path]:
@@ -30,7 +57,7 @@ def save(proto: Any, source: OnnxFile, path: Path) -> list[Path]:
     if not apart:
         path.write_bytes(proto.SerializeToString())
         return [path]
-    data = path.with_name(f"{path.name}.data")
+    data = data_file(path)
     with data.open("wb") as file:
         for tensor in held:
             if external(tensor):

@@ -9,6 +9,7 @@ from torch import Tensor
 from reparam.export_graph import extra
 from reparam.facts import TensorFacts
 from reparam.onnx.arrays import to_numpy
+from reparam.onnx.graphs import subgraphs
 from reparam.onnx.reading import DTYPES, external, tensors
 from reparam.sizes import Size, SymbolTable
 
@@ -31,12 +32,25 @@ def skeleton(proto: Any) -> Any:
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     del copy.graph.value_info[:]
+    for node in (*copy.graph.node, *(node for body in copy.functions for node in body.node)):
+        _forget_bodies(node)
     for tensor in tensors(copy):
         if prod(tensor.dims) > SMALL and not external(tensor):
             for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
                 tensor.ClearField(name)
             tensor.data_location = onnx.TensorProto.EXTERNAL
     return copy
+
+
+def _forget_bodies(node: Any) -> None:
+    """Take away what the subgraphs of a node say of sizes: not every runtime holds them to it."""
+    for graph in subgraphs(node):
+        del graph.value_info[:]
+        for value in (*graph.input, *graph.output):
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.ClearField("shape")
+        for inner in graph.node:
+            _forget_bodies(inner)
 
 
 def facts_of(

@@ -18,7 +18,7 @@ from reparam.export_graph import extra, quiet
 from reparam.facts import TensorFacts
 from reparam.learned import Told
 from reparam.onnx.carried import STANDARD, OnnxOperator
-from reparam.onnx.graphs import outer, read_names
+from reparam.onnx.graphs import all_names, outer, read_names
 from reparam.onnx.operators import RULES
 from reparam.onnx.reading import DTYPES, OnnxFile
 from reparam.onnx.sequences import with_splits
@@ -90,6 +90,7 @@ class _Translator:
         self.symbols = SymbolTable()
         self.facts = dict(facts_of(source.plain, self.symbols, constants))
         self.read = read_names(self.file.proto.graph)
+        self.taken = all_names(self.file.proto.graph)
 
     def run(self) -> Program:
         graph = self.file.proto.graph
@@ -134,7 +135,7 @@ class _Translator:
 
     def _known(self, name: str, content: Tensor) -> None:
         """A tensor of the file is a constant."""
-        self.makers[name] = self._held(content, name)
+        self.makers[name] = self._hold_at(name, content)
         self.constants[str(self.makers[name].target)] = name
         self.facts[name] = TensorFacts(tuple(map(Size, content.shape)), True, content.dtype)
 
@@ -142,8 +143,15 @@ class _Translator:
         """A constant of which torch knows nothing: it is an input that whoever calls can't set."""
         self.makers[name] = self.graph.placeholder(f"unread_{len(self.makers)}")
 
-    def _held(self, content: Tensor, name: str = "weight") -> fx.Node:
-        path = name if name not in self.tensors else f"{name}_{len(self.tensors)}"
+    def _held(self, content: Tensor) -> fx.Node:
+        """A constant that the file does not have: its path is the name of no tensor of the file."""
+        number = len(self.tensors)
+        while f"weight_{number}" in self.taken:
+            number += 1
+        self.taken.add(f"weight_{number}")
+        return self._hold_at(f"weight_{number}", content)
+
+    def _hold_at(self, path: str, content: Tensor) -> fx.Node:
         self.tensors[path] = content
         node = self.graph.create_node("get_attr", path)
         self.contents[node] = content
@@ -153,7 +161,11 @@ class _Translator:
         standard = proto.domain in STANDARD
         if standard and proto.op_type == "Constant" and "value" in attributes:
             tensor = next(a.t for a in proto.attribute if a.name == "value")
-            self._constant(proto.output[0], self.file.content(tensor))
+            content = self.file.content(tensor)
+            if content is None:  # torch has no such numbers: it is carried through like any node
+                self._opaque(place, proto)
+            else:
+                self._known(proto.output[0], content)
             return
         found: fx.Node | None = None
         try:

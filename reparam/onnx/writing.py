@@ -14,7 +14,7 @@ from reparam.errors import OnnxError
 from reparam.export_graph import extra
 from reparam.graph import Call, ValueGraph
 from reparam.onnx.graphs import all_names, outer, read_names, renamed
-from reparam.onnx.nodes import Draft, tensor_of, write
+from reparam.onnx.nodes import Draft, sizes_of, tensor_of, write
 from reparam.onnx.shapes import LOWEST_IR
 from reparam.onnx.translate import Program
 from reparam.values import Value
@@ -40,7 +40,8 @@ class _Writer:
         self.program = program
         self.values = values
         self.graph = program.file.proto.graph
-        self.draft = Draft(program.file.opset, all_names(self.graph))
+        convolves = any(node.op_type == "Conv" for node in self.graph.node)
+        self.draft = Draft(program.file.opset, all_names(self.graph), convolves)
         self.tensors = {maker: name for name, maker in program.makers.items()}
         self.named: dict[fx.Node, str] = {}
         self.kept: dict[int, dict[str, str]] = {}
@@ -79,6 +80,8 @@ class _Writer:
                 return self.tensors.get(source.node, "")
         like = self.transcribed.get(call.value)
         if like is not None and like.node in self.program.origins:
+            if self._relative(call, like):
+                return write(self.draft, call, [self.name(call.inputs[0])])
             return self._like(call, like)
         return write(self.draft, call, [self.name(source) for source in call.inputs])
 
@@ -107,6 +110,17 @@ class _Writer:
             self.kept[place] = read
             self.draft.nodes.append(renamed(self.graph.node[place], read))
         return self.kept[place] == read
+
+    def _relative(self, call: Call, like: Source) -> bool:
+        """Whether a node that takes axes from the sizes of its input has an input of others now.
+
+        The call is a reshape to sizes in numbers, which is the same of either.
+        """
+        node = self.graph.node[self.program.origins[like.node].node]
+        if node.op_type not in ("Squeeze", "Unsqueeze") or not sizes_of(call):
+            return False
+        told, now = self.program.told.learned.get(like.inputs[0]), call.inputs[0].shape
+        return told is None or now is None or told.axes != now.axes
 
     def _like(self, call: Call, like: Source) -> str:
         """A node that does what another one did, to something else."""
@@ -166,7 +180,8 @@ class _Writer:
     def _with_outputs(self, results: list[str]) -> list[Any]:
         """All nodes, the results under the names that the file gives its outputs."""
         made = {name for node in self.draft.nodes for name in node.output}
-        pairs = [(v.name, have) for v, have in zip(self.graph.output, results, strict=True)]
+        wanted = [value.name for value in self.graph.output]  # one tensor may be listed twice
+        pairs = [*dict(zip(wanted, results, strict=True)).items()]
         given = {have for want, have in pairs if want == have}
         others = {want for want, _ in pairs if want in made} - given
         names = {name: self.draft.fresh(name) for name in others}

@@ -7,6 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from reparam.onnx.reading import read
+from reparam.onnx.translate import translated
+from reparam.sizes import Size
 from tests.onnx.files import IMAGE, Result, batch_norm, draw, model, node, statistics, value
 
 X = draw(2, 4, 9, 8)
@@ -217,3 +220,50 @@ def test_inputs_and_outputs_that_are_left_out(tmp_path: Path) -> None:
     made = Result(tmp_path, model(nodes, WEIGHTS | {"top": np.array(1, np.float32)}, opset=13))
     assert made.operators == {"Conv": 1, "Clip": 1}
     made.same(x=X)
+
+
+@pytest.mark.parametrize("kind", ["uint32", "string"])
+def test_a_constant_node_of_numbers_that_torch_lacks(tmp_path: Path, kind: str) -> None:
+    content = numpy_helper.from_array(
+        np.array(["2"], object) if kind == "string" else np.array([2], kind), "two"
+    )
+    nodes = [
+        helper.make_node("Constant", [], ["k"], "constant", value=content),
+        *FUSED,
+        node("Cast", "k", "number", to=TensorProto.FLOAT),
+        node("Mul", "b number", "y"),
+    ]
+    made = Result(tmp_path, model(nodes, WEIGHTS))
+    assert made.operators == {"Constant": 1, "Conv": 1, "Cast": 1, "Mul": 1}
+    before, after = standing(made, "Constant")
+    assert after == before
+    made.same(x=X)
+
+
+def test_an_output_that_is_listed_twice(tmp_path: Path) -> None:
+    made = Result(tmp_path, model(FUSED, WEIGHTS, outputs=("b", "b")))
+    assert made.operators == {"Conv": 1}
+    assert [each.name for each in made.after.graph.output] == ["b", "b"]
+    made.same(x=X)
+
+
+@pytest.mark.parametrize("claimed", [[1, 12], [3, 4], [1, 3, 4]])
+def test_sizes_that_subgraphs_claim_tell_nothing(tmp_path: Path, claimed: list[int]) -> None:
+    """Neither those of what they return, nor those of what they compute on the way."""
+    then, other = (
+        helper.make_graph(
+            [node("Relu", "x", f"{name}_inner"), node("Identity", f"{name}_inner", name)],
+            name, [], [value(name, claimed)], value_info=[value(f"{name}_inner", claimed)],
+        )
+        for name in ("then", "other")
+    )  # fmt: skip
+    branch = helper.make_node("If", ["p"], ["i"], then_branch=then, else_branch=other)
+    proto = model([node("Relu", "x", "y")], {}, {"x": ("n", 12)})
+    proto.graph.node.append(branch)
+    proto.graph.input.append(value("p", [], TensorProto.BOOL))
+    proto.graph.output.append(value("i", ["n", 12]))
+    onnx.save(proto, tmp_path / "old.onnx")
+    program = translated(read(tmp_path / "old.onnx"))
+    batch, columns = program.told.learned[program.makers["i"]].axes
+    assert not batch.known
+    assert columns == Size(12)

@@ -285,3 +285,41 @@ def test_a_scale_of_some_columns_of_an_image_of_tokens(tmp_path: Path) -> None:
     made = Result(tmp_path, model(nodes, weights, {"x": ("n", 5, 7, 8)}))
     assert "Mul" not in made.operators
     made.same(x=draw(2, 5, 7, 8))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "numbers", "sizes"),
+    [
+        (node("Reshape", "x s", "a"), node("Squeeze", "a u", "b"), ([2, 1, 12], [1]), (2, 3, 4)),
+        (node("Reshape", "x s", "a"), node("Squeeze", "a", "b"), ([2, 1, 12], [1]), (2, 3, 4)),
+        (node("Reshape", "x s", "a"), node("Unsqueeze", "a u", "b"), ([2, 12], [1]), (2, 3, 4)),
+        (node("Unsqueeze", "x s", "a"), node("Unsqueeze", "a u", "b"), ([1], [3]), (2, 3)),
+        (node("Transpose", "x", "a", perm=[1, 0, 2]), node("Squeeze", "a u", "b"), ([1], [0]),
+         (2, 1, 4)),
+        (node("Transpose", "x", "a", perm=[1, 0, 2]), node("Unsqueeze", "a u", "b"), ([1], [1]),
+         (2, 1, 4)),
+    ],
+)  # fmt: skip
+def test_axes_of_one_are_counted_in_the_tensor_that_they_were_told_of(
+    tmp_path: Path, first: Any, second: Any, numbers: tuple[list[int], list[int]], sizes: Any
+) -> None:
+    """Without the layout before it, a squeeze has an input of other axes, so it is a reshape."""
+    weights = {"s": np.array(numbers[0]), "u": np.array(numbers[1])}
+    made = Result(tmp_path, model([first, second, node("Relu", "b", "y")], weights, {"x": sizes}))
+    assert made.operators == {"Reshape": 1, "Relu": 1}
+    made.same(x=draw(*sizes))
+
+
+def test_an_axis_of_one_behind_a_flatten(tmp_path: Path) -> None:
+    """What channel attention has: a convolution along the means of the channels."""
+    nodes = [
+        node("GlobalAveragePool", "x", "g"),
+        node("Flatten", "g", "f"),
+        node("Unsqueeze", "f one", "u"),
+        node("Conv", "u w", "c", pads=[1, 1]),
+        node("Relu", "c", "y"),
+    ]
+    weights = {"one": np.array([1]), "w": draw(1, 1, 3)}
+    made = Result(tmp_path, model(nodes, weights, {"x": (2, 5, 4, 4)}))
+    assert made.operators == {"GlobalAveragePool": 1, "Reshape": 1, "Conv": 1, "Relu": 1}
+    made.same(x=draw(2, 5, 4, 4))

@@ -7,13 +7,24 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 import passes
-from reparam import Call, OnnxError, Replace, VerificationError, compile_onnx, rewrite
+from reparam import (
+    Call,
+    OnnxCompilation,
+    OnnxError,
+    Replace,
+    VerificationError,
+    compile_onnx,
+    rewrite,
+)
 from reparam.algebra import batch_norm_affine, exact
 from reparam.composition import compose
 from reparam.onnx import running
+from reparam.onnx.fatal import kills_the_runtime
+from reparam.onnx.reading import read
+from reparam.onnx.translate import translated
 from reparam.values import BatchNorm, Conv
 from tests.onnx.files import Result, batch_norm, draw, model, node, statistics, value
 
@@ -57,6 +68,21 @@ def test_a_wrong_fold_is_one_however_few_numbers_there_are(
             tmp_path / "old.onnx", tmp_path / "new.onnx", passes=[forget_epsilon], verify=False
         )
     assert not (tmp_path / "new.onnx").exists()
+
+
+def test_a_wrong_fold_beside_one_of_half_precision_that_is_not(tmp_path: Path) -> None:
+    """Only what new weights were rounded to tells how far off a file may be."""
+    nodes = [
+        POOLED[0],
+        node("BatchNormalization", "c gamma beta mean variance", "b", epsilon=1e-3),
+        node("Cast", "half", "one", to=TensorProto.FLOAT),
+        node("Mul", "b one", "y"),
+    ]
+    onnx.save(model(nodes, WEIGHTS | {"half": np.array([1], np.float16)}), tmp_path / "old.onnx")
+    with pytest.raises(VerificationError, match="computes something else"):
+        compile_onnx(
+            tmp_path / "old.onnx", tmp_path / "new.onnx", passes=[forget_epsilon], verify=False
+        )
 
 
 def _unknown(*_: Any) -> None:
@@ -127,3 +153,152 @@ def test_what_onnx_runtime_dies_of_is_run_by_the_reference(tmp_path: Path) -> No
     made = compile_onnx(tmp_path / "old.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
     assert made.equivalence is not None
     assert made.report.applied
+
+
+def test_an_instance_norm_of_nothing_is_run_by_the_reference(tmp_path: Path) -> None:
+    """ONNX Runtime loads it, but as it runs, the process is gone."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        batch_norm("c", "b"),
+        node("Slice", "b start end axis", "d"),
+        node("InstanceNormalization", "d gamma beta", "y"),
+    ]
+    bounds = {"start": np.array([100]), "end": np.array([2**31 - 1]), "axis": np.array([2])}
+    onnx.save(model(nodes, WEIGHTS | bounds, {"x": (1, 4, "h", "w")}), tmp_path / "old.onnx")
+    made = compile_onnx(tmp_path / "old.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
+    assert made.equivalence is not None
+    assert made.report.applied
+
+
+@pytest.mark.parametrize(
+    ("pads", "size", "killing"),
+    [
+        ([0, 0, 1, 1, 0, 0, 1, 1], "h", False),
+        ([0, 0, -9, 0, 0, 0, 0, 0], "h", True),
+        ([0, 0, -9, 0, 0, 0, 0, 0], 16, False),
+    ],
+)
+def test_which_paddings_leave_nothing(
+    tmp_path: Path, pads: list[int], size: int | str, killing: bool
+) -> None:
+    nodes = [node("Pad", "x pads", "p"), node("InstanceNormalization", "p gamma beta", "y")]
+    weights = {name: statistics(4)[name] for name in ("gamma", "beta")}
+    proto = model(nodes, weights | {"pads": np.array(pads)}, {"x": (1, 4, size, 16)})
+    onnx.save(proto, tmp_path / "old.onnx")
+    assert kills_the_runtime(translated(read(tmp_path / "old.onnx"))) is killing
+
+
+CONVOLVED = [node("Conv", "x w", "c", pads=[1, 1, 1, 1]), batch_norm("c", "b")]
+CLASSES = [*CONVOLVED, node("GlobalAveragePool", "b", "g"), node("Flatten", "g", "f")]
+
+
+def of_type(name: str, kind: onnx.TypeProto) -> onnx.ValueInfoProto:
+    return helper.make_value_info(name, kind)
+
+
+def compiled(
+    folder: Path, nodes: list[onnx.NodeProto], outputs: list[onnx.ValueInfoProto]
+) -> OnnxCompilation:
+    """A file with whatever outputs, compiled; the graph of the result is in `new.onnx`."""
+    proto = model(CONVOLVED, WEIGHTS | {"half": np.array([4, 4])}, outputs=("b",), opset=18)
+    del proto.graph.node[:], proto.graph.output[:]
+    proto.graph.node.extend(nodes)
+    proto.graph.output.extend(outputs)
+    proto.opset_import.add(domain="ai.onnx.ml", version=2)
+    onnx.save(proto, folder / "old.onnx")
+    return compile_onnx(folder / "old.onnx", folder / "new.onnx", passes=passes.DEFAULT)
+
+
+FLOATS = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+MAPS = helper.make_sequence_type_proto(
+    helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, []))
+)
+OTHERS = {
+    "optional": ([*CONVOLVED, node("Optional", "b", "y")], helper.make_optional_type_proto(FLOATS)),
+    "sequence": (
+        [*CONVOLVED, node("Softmax", "b", "s"), node("SplitToSequence", "s half", "y", axis=1)],
+        helper.make_sequence_type_proto(FLOATS),
+    ),
+    "map": (
+        [*CLASSES, node("ZipMap", "f", "y", domain="ai.onnx.ml", classlabels_int64s=[*range(8)])],
+        MAPS,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [*OTHERS])
+def test_outputs_that_are_no_tensors(tmp_path: Path, kind: str) -> None:
+    """They are compared tensor by tensor, number by number."""
+    nodes, told = OTHERS[kind]
+    made = compiled(tmp_path, nodes, [of_type("y", told)])
+    assert made.equivalence is not None
+    assert made.equivalence.equivalent
+    assert made.equivalence.dtype == "float32"
+    assert 0 < made.equivalence.rmse_model < 1e-5 * made.equivalence.rms
+    assert "BatchNormalization" not in made.report.after.operators
+
+
+@pytest.mark.parametrize("kind", [*OTHERS])
+def test_a_wrong_fold_among_outputs_that_are_no_tensors(tmp_path: Path, kind: str) -> None:
+    nodes, told = OTHERS[kind]
+    compiled(tmp_path, nodes, [of_type("y", told)])
+    proto = onnx.load(tmp_path / "old.onnx")
+    next(n for n in proto.graph.node if n.op_type == "BatchNormalization").attribute.append(
+        helper.make_attribute("epsilon", 1e-2)
+    )
+    onnx.save(proto, tmp_path / "old.onnx")
+    with pytest.raises(VerificationError, match="computes something else"):
+        compile_onnx(
+            tmp_path / "old.onnx", tmp_path / "new.onnx", passes=[forget_epsilon], verify=False
+        )
+
+
+def test_labels_beside_numbers(tmp_path: Path) -> None:
+    labels = node("LabelEncoder", "m", "label", domain="ai.onnx.ml", keys_int64s=[*range(8)],
+                  values_strings=[*"abcdefgh"], default_string="?")  # fmt: skip
+    nodes = [*CLASSES, node("ArgMax", "f", "m", axis=1, keepdims=0), labels]
+    outputs = [value("f", ("n", 8)), value("label", ("n",), TensorProto.STRING)]
+    made = compiled(tmp_path, nodes, outputs)
+    assert made.equivalence is not None
+    assert made.equivalence.rmse_model > 0
+    assert made.report.applied
+
+
+@pytest.mark.parametrize("depth", [1, 6])
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_half_precision_inside(tmp_path: Path, depth: int, name: str) -> None:
+    """Float32 comes and goes, as converters write it; folded weights are rounded all the same."""
+    kind = getattr(TensorProto, name.upper())
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    nodes, weights = [node("Cast", "x", "x0", to=kind)], dict[str, Any]()
+    for i in range(depth):
+        held = {"w": draw(8, 8 if i else 4, 3, 3, seed=i) / 6, **statistics(8)}
+        weights |= {f"{key}{i}": array.astype(dtype) for key, array in held.items()}
+        nodes += [
+            node("Conv", f"x{i} w{i}", f"c{i}", pads=[1, 1, 1, 1]),
+            node("BatchNormalization", f"c{i} gamma{i} beta{i} mean{i} variance{i}", f"b{i}"),
+            node("Relu", f"b{i}", f"x{i + 1}"),
+        ]
+    nodes.append(node("Cast", f"x{depth}", "y", to=TensorProto.FLOAT))
+    onnx.save(model(nodes, weights), tmp_path / "old.onnx")
+    made = compile_onnx(tmp_path / "old.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
+    assert "BatchNormalization" not in made.report.after.operators
+    if made.equivalence is not None:  # no kernel here takes bfloat16, perhaps
+        assert made.equivalence.dtype == "float32"
+        assert made.equivalence.equivalent
+
+
+def test_a_wrong_fold_in_half_precision(tmp_path: Path) -> None:
+    """An epsilon of a tenth of the variance is more than any rounding."""
+    weights = {name: array.astype(np.float16) for name, array in WEIGHTS.items() if name != "axes"}
+    nodes = [
+        node("Cast", "x", "h", to=TensorProto.FLOAT16),
+        node("Conv", "h w", "c"),
+        node("BatchNormalization", "c gamma beta mean variance", "b", epsilon=0.1),
+        node("Cast", "b", "y", to=TensorProto.FLOAT),
+    ]
+    onnx.save(model(nodes, weights), tmp_path / "old.onnx")
+    with pytest.raises(VerificationError, match="computes something else"):
+        compile_onnx(
+            tmp_path / "old.onnx", tmp_path / "new.onnx", passes=[forget_epsilon], verify=False
+        )

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import passes
-from reparam import compile_onnx
+from reparam import OnnxError, compile_onnx
 from reparam.onnx import saving
 from tests.onnx.files import (
     IMAGE,
@@ -132,6 +132,18 @@ def test_a_file_that_replaces_itself(tmp_path: Path) -> None:
     assert {each.name for each in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
 
 
+@pytest.mark.parametrize("target", ["new.onnx", "new.onnx.data"])
+def test_a_target_that_would_take_the_weights_of_its_source(tmp_path: Path, target: str) -> None:
+    """As after `mv new.onnx old.onnx`, which leaves the weights where they were."""
+    externally(model(NODES, WEIGHTS), tmp_path / "old.onnx", location="new.onnx.data")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(OnnxError, match=r"old.onnx has its weights in new.onnx.data, .*: give"):
+        compile_onnx(tmp_path / "old.onnx", tmp_path / target, passes=passes.DEFAULT)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    compile_onnx(tmp_path / "old.onnx", tmp_path / "other.onnx", passes=passes.DEFAULT)
+    assert (tmp_path / "new.onnx.data").read_bytes() == before["new.onnx.data"]
+
+
 def test_more_than_one_message_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is above 2 GB gets a file for its weights; here, what is above 100 bytes."""
     monkeypatch.setattr(saving, "LARGEST_FILE", 100)
@@ -149,6 +161,46 @@ def test_a_constant_node(tmp_path: Path) -> None:
     made = Result(tmp_path, model([constant, *NODES], statistics(4)))
     assert made.operators == {"Conv": 1}
     made.same(x=X)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_weights_whose_names_are_like_those_that_are_made_up(
+    tmp_path: Path, constant: bool
+) -> None:
+    """A product with a factor is held beside the file's own weights, and replaces none of them."""
+    weights = {name: draw(6, 6, seed=seed) for seed, name in enumerate(("weight", "weight_2"))}
+    nodes = [
+        node("Gemm", "x weight", "a", alpha=2.0),
+        node("Gemm", "a weight_2", "b"),
+        node("Relu", "b", "c"),
+        node("Gemm", "c weight", "d", alpha=0.5),
+        node("Gemm", "d weight_2", "y"),
+    ]
+    if constant:
+        content = numpy_helper.from_array(weights.pop("weight_2"), "value")
+        nodes.insert(0, onnx.helper.make_node("Constant", [], ["weight_2"], value=content))
+    made = Result(tmp_path, model(nodes, weights, {"x": ("n", 6)}))
+    assert made.operators == {"Gemm": 2, "Relu": 1}
+    made.same(x=draw(3, 6))
+
+
+def test_a_scale_of_float64_is_no_convolution(tmp_path: Path) -> None:
+    """ONNX Runtime has none in float64; the matrix product behind the reshape made it seem one."""
+    nodes = [
+        batch_norm("x", "a"),
+        node("BatchNormalization", "a variance beta mean variance", "b"),
+        node("Relu", "b", "o"),
+        node("Reshape", "a sizes", "c"),
+        node("Transpose", "c", "d", perm=[0, 2, 1]),
+        node("MatMul", "d k", "y"),
+    ]
+    weights = {"k": draw(4, 3, dtype=np.float64), **statistics(4, np.float64)}
+    proto = model(nodes, weights | {"sizes": np.array([0, 4, -1])}, outputs=("o", "y"),
+                  kind=TensorProto.DOUBLE)  # fmt: skip
+    made = Result(tmp_path, proto)
+    assert "Conv" not in made.operators
+    assert "BatchNormalization" not in made.operators
+    made.same(1e-12, x=X.astype(np.float64))
 
 
 def test_an_initializer_that_is_an_output(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""What ONNX Runtime, and the process with it, dies of (1.31 does)."""
+
+from typing import Any
+
+from reparam.onnx.carried import STANDARD
+from reparam.onnx.graphs import subgraphs
+from reparam.onnx.translate import Program
+
+
+def kills_the_runtime(program: Program) -> bool:
+    """Whether a file has, or may have, something in it that ONNX Runtime dies of.
+
+    That is a layer norm with an input that is named but left out, and an instance norm of a tensor
+    without elements, which whatever cuts something off may leave.
+    """
+    nodes = [*program.file.proto.graph.node]
+    for node in nodes:  # those of its subgraphs follow
+        nodes += [each for graph in subgraphs(node) for each in graph.node]
+    if any(
+        node.op_type == "LayerNormalization" and len(node.input) == 3 and not node.input[2]
+        for node in nodes
+    ):
+        return True
+    instances = any(node.op_type == "InstanceNormalization" for node in nodes)
+    return instances and any(_may_leave_nothing(node, program) for node in nodes)
+
+
+def _may_leave_nothing(node: Any, program: Program) -> bool:
+    """Whether a node cuts off of a tensor what may be all of it."""
+    if node.domain not in STANDARD or node.op_type not in ("Slice", "Pad"):
+        return False
+    if node.op_type == "Pad":
+        maker = program.makers.get(node.input[1])
+        if maker is not None and str(maker.target) in program.constants:
+            pads = program.capture.attribute(str(maker.target))
+            if not bool((pads < 0).any()):
+                return False
+    maker = program.makers.get(node.output[0])
+    facts = None if maker is None else program.told.learned.get(maker)
+    if facts is None:
+        return True
+    floating = facts.dtype is None or facts.dtype.is_floating_point  # others are sizes
+    return floating and not all(size.known and size.factor for size in facts.axes)
