@@ -95,8 +95,9 @@ def _returned(capture: Capture) -> dict[Any, None]:
         while len(viewed) == 1 and viewed[0].op != "get_attr":
             # What takes several tensors, known here or not, is no view: it makes something of them.
             viewed = _shared(viewed[0], capture)
-        if len(viewed) == 1:
-            found[place_of(capture.attribute(str(viewed[0].target)))] = None
+        path = str(viewed[0].target) if len(viewed) == 1 else None
+        if path is not None and path not in capture.tensors:  # of those, each call has its own
+            found[place_of(capture.attribute(path))] = None
     return found
 
 
