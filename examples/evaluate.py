@@ -3,7 +3,7 @@
     python examples/evaluate.py IMAGES --model fastvit_sa12 --checkpoint runs/sa12/model.pth
 
 IMAGES holds `val`, in it a folder per class. Without a checkpoint, the published weights are
-fetched. For every image that the two give another class, its path is printed.
+fetched. The path of every image to which the two give different classes is printed.
 """
 
 # timm does not say what its packages export.
@@ -24,27 +24,36 @@ from torch.utils.data import DataLoader
 import fastvit_models
 import reparam
 
-CROP = 0.9
-"""Of an image, this part of its height and width is looked at."""
+
+def published_size(model: str) -> int:
+    """Height and width, in pixels, of the images that a family was published with."""
+    return 256 if model.startswith("fastvit") else 224
 
 
 def read_images(root: Path, split: str, size: int, **augmentation: Any) -> Any:
     """The images of a split, a folder per class, as timm reads and resizes them."""
     if not (root / split).is_dir():
         raise typer.BadParameter(f"{root} has no folder {split!r}")
-    images: Any = create_dataset("", str(root / split), search_split=False)
-    images.transform = create_transform(
-        size, is_training=split == "train", interpolation="bicubic", **augmentation
-    )
+    try:
+        # torchvision's reader: timm's own takes the neighbour of an image that is damaged.
+        images: Any = create_dataset("torch/image_folder", str(root / split), search_split=False)
+    except FileNotFoundError as error:  # no folders, or one without images
+        raise typer.BadParameter(str(error)) from None
+    try:
+        images.transform = create_transform(
+            size, is_training=split == "train", interpolation="bicubic", **augmentation
+        )
+    except AssertionError:
+        raise typer.BadParameter("--augment is no policy that timm knows") from None
     return images
 
 
-def require_one_set_of_classes(first: Any, second: Any) -> int:
-    """How many classes two sets of images have, if these are the same ones."""
-    a, b = (set(images.reader.class_to_idx) for images in (first, second))
-    if a != b:
-        raise typer.BadParameter(f"train and val differ in their classes: {sorted(a ^ b)[:5]}")
-    return len(a)
+def require_one_set_of_classes(trained: list[str], given: list[str]) -> list[str]:
+    """The classes of two sets of images, if these are the same ones."""
+    if trained != given:
+        others = sorted({*trained} ^ {*given})[:5]
+        raise typer.BadParameter(f"val has not the classes that were trained: {others} differ")
+    return trained
 
 
 @torch.inference_mode()
@@ -71,7 +80,8 @@ def load(name: str, checkpoint: Path | None, classes: int, distilled: bool) -> n
             model = fastvit_models.create_model(name, num_classes=classes, **options)
             fastvit_models.load_checkpoint(model, checkpoint)
     except ValueError as error:  # as all errors of fastvit_models are
-        raise typer.BadParameter(str(error)) from None
+        second = " (give --distilled)" if "head.distilled" in str(error) and not distilled else ""
+        raise typer.BadParameter(f"{error}{second}") from None
     if model.num_classes != classes:
         raise typer.BadParameter(
             f"val has {classes} classes, and the published weights know {model.num_classes}"
@@ -86,14 +96,20 @@ def main(
         Path | None, typer.Option(exists=True, dir_okay=False, help="Of the training form.")
     ] = None,
     distilled: Annotated[bool, typer.Option(help="RepViT with a second head.")] = False,
-    image_size: Annotated[int, typer.Option(min=32, help="Height and width, in pixels.")] = 256,
+    image_size: Annotated[
+        int | None, typer.Option(min=32, help="Height and width; as published if not given.")
+    ] = None,
+    crop: Annotated[float, typer.Option(min=0.1, max=1, help="Part of an image seen.")] = 0.9,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     workers: Annotated[int, typer.Option(min=0, help="That read images.")] = 4,
 ) -> None:
     """Compare both forms of a model on IMAGES/val."""
-    held_out = read_images(images, "val", image_size, crop_pct=CROP)
+    held_out = read_images(images, "val", image_size or published_size(model), crop_pct=crop)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load(model, checkpoint, len(held_out.reader.class_to_idx), distilled).to(device)
+    trained = load(model, checkpoint, len(held_out.classes), distilled).to(device)
+    if checkpoint is not None and checkpoint.suffix != ".safetensors":
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)  # as `load` did
+        require_one_set_of_classes(content.get("classes", held_out.classes), held_out.classes)
     fused = reparam.compile(trained)
     loader = DataLoader(held_out, batch_size, num_workers=workers)
     progress = track(loader, "Images", console=Console(stderr=True))
@@ -108,7 +124,7 @@ def main(
     differ = (given[0] != given[1]).nonzero().flatten().tolist()
     print(f"{len(differ)} of {len(real)} images are given another class")
     for number in differ:
-        print(held_out.filename(number))
+        print(held_out.samples[number][0])
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
     accelerate launch examples/train.py IMAGES runs/sa12 --model fastvit_sa12
 
 IMAGES holds `train` and `val`, in each a folder per class. The same file runs on one processor, one
-GPU or several machines: how is what `accelerate config`, or torchrun, is for. The recipe is that of
+GPU or several machines, as `accelerate config` or torchrun set it up. The recipe is that of
 FastViT: AdamW, warm-up and cosine, mixup and cutmix, random augmentation and erasing, stochastic
 depth, averaged weights, and the predictions of a teacher where one is given.
 
-What is left in the folder of the run: `model.pth`, the averaged weights, which
-`fastvit_models.load_checkpoint` and examples/evaluate.py read; `log.jsonl`, a line for every few
-steps; and all that going on takes.
+The folder of the run gets `model.pth`, the averaged weights, which examples/evaluate.py and
+`fastvit_models.load_checkpoint` read; `log.jsonl`, a line for every few steps; and the state that
+a stopped run goes on from.
 
 Sources: Vasu et al., "FastViT", ICCV 2023, appendix; Touvron et al., "Training data-efficient image
 transformers & distillation through attention", ICML 2021, equation 3, for hard distillation.
@@ -17,10 +17,7 @@ transformers & distillation through attention", ICML 2021, equation 3, for hard 
 
 # timm does not say what its packages export.
 # pyright: reportPrivateImportUsage=false
-import json
 import math
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -30,7 +27,8 @@ import torch
 import typer
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from evaluate import CROP, predict, read_images, require_one_set_of_classes
+from evaluate import predict, published_size, read_images, require_one_set_of_classes
+from resumable import Run
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -47,9 +45,8 @@ BATCH = 1024
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is made of: going on with it takes the same."""
+    """What a run is made of. To go on with it takes the same, images and processes included."""
 
-    processes: int
     model: str
     image_size: int
     epochs: int
@@ -61,91 +58,13 @@ class Recipe:
     mixup: float
     cutmix: float
     smoothing: float
+    crop: float
     augment: str
     erasing: float
     ema_decay: float
     teacher: str | None
     teacher_checkpoint: str | None
     seed: int
-
-
-@dataclass
-class Progress:
-    """How many steps are done. accelerate saves and restores it with all else."""
-
-    step: int = 0
-
-    def state_dict(self) -> dict[str, int]:
-        """What is saved."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take it back."""
-        self.step = state["step"]
-
-
-class Run:
-    """The folder of a run: `step-…` holds a whole state, `partial` one that is being written."""
-
-    def __init__(self, folder: Path, recipe: Recipe, accelerator: Accelerator) -> None:
-        """Refuse a folder that holds a run by another recipe."""
-        self.folder, self._recipe, self._accelerator = folder, asdict(recipe), accelerator
-        self.progress = Progress()
-        accelerator.register_for_checkpointing(self.progress)
-        if self._settings.exists():
-            was = json.loads(self._settings.read_text())
-            names = [name for name, value in self._recipe.items() if was.get(name) != value]
-            if names:
-                raise typer.BadParameter(f"{folder} holds a run with other {', '.join(names)}")
-
-    def begin(self) -> None:
-        """Load the latest state, if there is one, and forget what was logged after it."""
-        states = sorted(self.folder.glob("step-*"))
-        if states:
-            self._accelerator.load_state(str(states[-1]))
-            self._accelerator.print(f"going on from step {self.progress.step}")
-        if self._accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._settings.write_text(json.dumps(self._recipe, indent=2))
-            lines = [*self._logged()]
-            self._log.write_text("".join(lines))
-
-    def save(self) -> None:
-        """Write the state of all processes; it gets its name when it is whole."""
-        main, partial = self._accelerator.is_main_process, self.folder / "partial"
-        whole = self.folder / f"step-{self.progress.step:09}"
-        if main:
-            shutil.rmtree(partial, ignore_errors=True)
-        self._accelerator.wait_for_everyone()
-        self._accelerator.save_state(str(partial))
-        self._accelerator.wait_for_everyone()
-        if main:
-            shutil.rmtree(whole, ignore_errors=True)
-            partial.rename(whole)
-            for older in self.folder.glob("step-*"):
-                if older != whole:
-                    shutil.rmtree(older)
-        self._accelerator.wait_for_everyone()
-
-    def log(self, **figures: float) -> None:
-        """Append a line."""
-        if self._accelerator.is_main_process:
-            with self._log.open("a") as lines:
-                lines.write(json.dumps({"step": self.progress.step, **figures}) + "\n")
-
-    @property
-    def _settings(self) -> Path:
-        return self.folder / "recipe.json"
-
-    @property
-    def _log(self) -> Path:
-        return self.folder / "log.jsonl"
-
-    def _logged(self) -> Iterator[str]:
-        """The lines up to the step that is done, but one that a kill has cut short."""
-        for line in self._log.read_text().splitlines(True) if self._log.exists() else ():
-            if line.endswith("\n") and json.loads(line)["step"] <= self.progress.step:
-                yield line
 
 
 def batches(
@@ -202,10 +121,13 @@ def create_teacher(recipe: Recipe, classes: int) -> nn.Module | None:
     if recipe.teacher is None:
         return None
     file = recipe.teacher_checkpoint
-    if file is None:
-        teacher = timm.create_model(recipe.teacher, pretrained=True)
-    else:
-        teacher = timm.create_model(recipe.teacher, checkpoint_path=file, num_classes=classes)
+    try:
+        if file is None:
+            teacher = timm.create_model(recipe.teacher, pretrained=True)
+        else:
+            teacher = timm.create_model(recipe.teacher, checkpoint_path=file, num_classes=classes)
+    except RuntimeError as error:  # a name, or weights, that are not timm's
+        raise typer.BadParameter(f"--teacher: {error}") from None
     if teacher.num_classes != classes:
         raise typer.BadParameter(
             f"the teacher knows {teacher.num_classes} classes, and train has {classes}: "
@@ -224,15 +146,23 @@ def train(
     log_every: int,
 ) -> None:
     """Run all epochs, or those that are left."""
-    run = Run(output, recipe, accelerator)
     images = read_images(
         root, "train", recipe.image_size, auto_augment=recipe.augment, re_prob=recipe.erasing
     )
-    held_out = read_images(root, "val", recipe.image_size, crop_pct=CROP)
-    classes = require_one_set_of_classes(images, held_out)
+    held_out = read_images(root, "val", recipe.image_size, crop_pct=recipe.crop)
+    classes = len(require_one_set_of_classes(images.classes, held_out.classes))
+    conditions = {
+        "classes": images.classes,
+        "images": len(images),
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+    }
+    run = Run(output, asdict(recipe) | conditions, accelerator)
     steps = len(images) // accelerator.num_processes // recipe.batch_size
     if steps == 0:
         raise typer.BadParameter("train has fewer images than all processes take in one step")
+    if len(held_out) < accelerator.num_processes:
+        raise typer.BadParameter("val has fewer images than there are processes")
 
     set_seed(recipe.seed)
     student = create_student(recipe, classes)
@@ -282,21 +212,18 @@ def train(
             optimizer.step()
             progress.step += 1
             averaged.update(accelerator.unwrap_model(model), step=progress.step)
-            if progress.step % log_every == 0:
-                mean = cast("Tensor", accelerator.reduce(loss.detach(), "mean")).item()
-                if not math.isfinite(mean):
-                    raise FloatingPointError(
-                        f"the loss is {mean} at step {progress.step}: lower the learning rate"
-                    )
+            last, saves = progress.step % steps == 0, progress.step % save_every == 0
+            if last or saves or progress.step % log_every == 0:
+                mean = finite_mean(loss.detach(), accelerator, progress.step)
                 run.log(loss=mean, learning_rate=optimizer.param_groups[0]["lr"])
-            if progress.step % save_every == 0 and progress.step % steps:
+            if saves and not last:  # an epoch is saved when it is measured
                 run.save()
         top1 = measured(averaged.module, held_out, recipe.batch_size, accelerator, workers)
         run.log(top1=top1)
         epoch = progress.step // steps
         accelerator.print(f"epoch {epoch} of {recipe.epochs}: {top1:.2%} of val, averaged weights")
         if accelerator.is_main_process:
-            write_weights(averaged.module, output / "model.pth")
+            write_weights(averaged.module, images.classes, output / "model.pth")
         run.save()
     accelerator.end_training()
 
@@ -312,10 +239,22 @@ def measured(
     return cast("Tensor", accelerator.reduce(correct, "sum")).item() / len(images)
 
 
-def write_weights(model: nn.Module, path: Path) -> None:
-    """Write a state dict, whole or not at all."""
+def finite_mean(loss: Tensor, accelerator: Accelerator, step: int) -> float:
+    """The loss of all processes.
+
+    Raises:
+        FloatingPointError: if it is no number: what was learned is lost, and not to be saved.
+    """
+    mean = cast("Tensor", accelerator.reduce(loss, "mean")).item()
+    if not math.isfinite(mean):
+        raise FloatingPointError(f"the loss is {mean} at step {step}: lower the learning rate")
+    return mean
+
+
+def write_weights(model: nn.Module, classes: list[str], path: Path) -> None:
+    """Write a state dict and what its classes are called, whole or not at all."""
     partial = path.with_suffix(".partial")
-    torch.save({"state_dict_ema": model.state_dict()}, partial)
+    torch.save({"state_dict_ema": model.state_dict(), "classes": classes}, partial)
     partial.replace(path)
 
 
@@ -323,39 +262,69 @@ def main(
     images: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
     output: Annotated[Path, typer.Argument(file_okay=False, help="The folder of the run.")],
     model: Annotated[str, typer.Option(help="As list_models() names it.")] = "fastvit_sa12",
-    image_size: Annotated[int, typer.Option(min=32, help="Height and width, in pixels.")] = 256,
+    image_size: Annotated[
+        int | None, typer.Option(min=32, help="Height and width; as published if not given.")
+    ] = None,
+    crop: Annotated[float, typer.Option(min=0.1, max=1, help="Part of a val image seen.")] = 0.9,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 300,
     batch_size: Annotated[int, typer.Option(min=2, help="Of each process; even.")] = 128,
-    learning_rate: Annotated[float, typer.Option(help=f"For a batch of {BATCH}.")] = 1e-3,
-    weight_decay: float = 0.05,
-    warmup_epochs: Annotated[int, typer.Option(min=0, help="At the beginning.")] = 5,
-    drop_path: Annotated[float | None, typer.Option(help="Stochastic depth, last block.")] = None,
-    mixup: Annotated[float, typer.Option(help="α of mixup; 0 for none.")] = 0.2,
-    cutmix: Annotated[float, typer.Option(help="α of cutmix; 0 for none.")] = 1.0,
-    smoothing: Annotated[float, typer.Option(help="Of labels.")] = 0.1,
+    learning_rate: Annotated[
+        float, typer.Option(min=0, help=f"For a batch of {BATCH}; scaled with the real one.")
+    ] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(min=0, help="As in AdamW.")] = 0.05,
+    warmup_epochs: Annotated[int, typer.Option(min=0, help="With a rising learning rate.")] = 5,
+    drop_path: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Stochastic depth of the last block.")
+    ] = None,
+    mixup: Annotated[float, typer.Option(min=0, help="α of mixup; 0 for none.")] = 0.2,
+    cutmix: Annotated[float, typer.Option(min=0, help="α of cutmix; 0 for none.")] = 1.0,
+    smoothing: Annotated[float, typer.Option(min=0, max=1, help="Of labels.")] = 0.1,
     # Without mmax9 timm asks for colours of 0 bits at times, which Pillow refuses.
-    augment: Annotated[str, typer.Option(help="As timm names it.")] = "rand-m9-mstd0.5-mmax9-inc1",
-    erasing: Annotated[float, typer.Option(help="Probability of random erasing.")] = 0.25,
-    ema_decay: Annotated[float, typer.Option(help="Of the averaged weights.")] = 0.9995,
+    augment: Annotated[
+        str, typer.Option(help="A policy, in timm's words; empty for none.")
+    ] = "rand-m9-mstd0.5-mmax9-inc1",
+    erasing: Annotated[float, typer.Option(min=0, max=1, help="Of how many images.")] = 0.25,
+    ema_decay: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the averaged weights.")
+    ] = 0.9995,
     teacher: Annotated[str | None, typer.Option(help="A model of timm's, to learn from.")] = None,
     teacher_checkpoint: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Its weights.")
     ] = None,
-    seed: int = 0,
-    workers: Annotated[int, typer.Option(min=0, help="That read images, per process.")] = 4,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 1000,
-    log_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Reading processes, for each.")] = 4,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps from state to state.")] = 1000,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps from line to line.")] = 50,
 ) -> None:
     """Train a model on IMAGES/train, measure it on IMAGES/val, and keep all in OUTPUT."""
     if batch_size % 2:
         raise typer.BadParameter("--batch-size is odd: mixup mixes pairs")
+    if warmup_epochs >= epochs:
+        raise typer.BadParameter("--warmup-epochs leaves no epochs: give fewer than --epochs")
     # Processes of one launch would not find each other on CPUs if it were not said.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    if accelerator.gradient_accumulation_steps != 1:
+        raise typer.BadParameter("gradients are not accumulated here: give a larger --batch-size")
     recipe = Recipe(
-        accelerator.num_processes, model, image_size, epochs, batch_size, learning_rate,
-        weight_decay, warmup_epochs, drop_path, mixup, cutmix, smoothing, augment, erasing,
-        ema_decay, teacher, None if teacher_checkpoint is None else str(teacher_checkpoint), seed,
-    )  # fmt: skip
+        model=model,
+        image_size=image_size or published_size(model),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup_epochs=warmup_epochs,
+        drop_path=drop_path,
+        mixup=mixup,
+        cutmix=cutmix,
+        smoothing=smoothing,
+        crop=crop,
+        augment=augment,
+        erasing=erasing,
+        ema_decay=ema_decay,
+        teacher=teacher,
+        teacher_checkpoint=None if teacher_checkpoint is None else str(teacher_checkpoint),
+        seed=seed,
+    )
     train(accelerator, images, recipe, output, workers, save_every, log_every)
 
 

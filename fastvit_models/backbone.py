@@ -173,7 +173,8 @@ def describe_stages(widths: Sequence[int], modules: Sequence[str] | None = None)
 @contextmanager
 def _same_statistics(block: nn.Module) -> Generator[None]:
     """While a block runs again, its batch norms count no batch twice."""
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    kinds = nn.BatchNorm2d | nn.SyncBatchNorm
+    norms: list[Any] = [m for m in block.modules() if isinstance(m, kinds)]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

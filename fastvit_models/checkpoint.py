@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fastvit_models import fused
 from fastvit_models.errors import CheckpointError
 
-NESTED_UNDER = ("state_dict_ema", "state_dict", "model")
+NESTED_UNDER = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep the weights; averaged ones first: published figures are theirs."""
 
 WRAPPERS = r"^(?:module\.|_orig_mod\.)+"
@@ -46,7 +46,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     The file (`.safetensors`; anything else is read as a pickle) holds a state dict under the names
     of this package or of the released checkpoints, at its top or nested under `state_dict_ema`,
-    `state_dict` or `model`. Of a detector's or a segmenter's file the backbone is meant.
+    `model_ema`, `state_dict` or `model`. Of the file of a detector or a segmenter, the backbone is
+    meant.
     Only `num_batches_tracked` may be missing. A file of the training form goes into the model, one
     of the fused form into what the compiler made of it.
 
@@ -70,7 +71,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
                 f"{path} is the training form of a model, and this one is compiled: load it before"
             )
         try:
-            tensors = fused.fitted(tensors, model)
+            tensors = _unique(fused.fitted(tensors, model), path)
         except RuntimeError as error:
             raise CheckpointError(
                 f"{path} holds a batch norm that does not fit the layer beside it: fetch it again"
@@ -84,6 +85,12 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
             }
         except RuntimeError as error:
             raise CheckpointError(f"{path} holds no plain dense tensors: save such") from error
+        lost = [n for n, value in staged.items() if _overflows(tensors[n], value)]
+        if lost:
+            raise CheckpointError(
+                f"{path} holds numbers that {staged[lost[0]].dtype} has not, in {_listing(lost)}: "
+                "load it into the model in float32; nothing was loaded"
+            )
         for name, value in staged.items():
             targets[name].copy_(value)
 
@@ -171,13 +178,25 @@ def _rename(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dict
         own = model.convert_keys(keys)
     else:  # a compiled model has the rows, and no methods
         own = rename_keys(keys, getattr(model, "checkpoint_keys", ()))
-    twice = [name for name, count in Counter(own[key] for key in keys).items() if count > 1]
+    return _unique([(own[key], value) for key, value in bare], path)
+
+
+def _unique(tensors: list[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    """The tensors by name, if none stands there twice."""
+    twice = [name for name, count in Counter(name for name, _ in tensors).items() if count > 1]
     if twice:
         raise CheckpointError(
             f"{path} holds {_listing(twice)} more than once, under different names: keep one; "
             "nothing was loaded"
         )
-    return {own[key]: value for key, value in bare}
+    return dict(tensors)
+
+
+def _overflows(tensor: Tensor, converted: Tensor) -> bool:
+    """Whether numbers became too large for the model's dtype."""
+    if not converted.is_floating_point() or converted.dtype == tensor.dtype:
+        return False
+    return bool(tensor.isfinite().all()) and not bool(converted.isfinite().all())
 
 
 def _check_fit(

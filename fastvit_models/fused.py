@@ -35,17 +35,19 @@ def normalised(keys: Iterable[str]) -> bool:
     return any(key.endswith("running_var") for key in keys)
 
 
-def fitted(tensors: Mapping[str, Tensor], model: fx.GraphModule) -> dict[str, Tensor]:
+def fitted(tensors: Mapping[str, Tensor], model: fx.GraphModule) -> list[tuple[str, Tensor]]:
     """The tensors of a fused checkpoint under the names of a compiled model.
 
     One of another name goes where just one place is left below the module that it is of; if there
-    is none, it keeps its name.
+    is none, it keeps its name. What a compiled model like this one has saved is as it is.
     """
+    if tensors.keys() == model.state_dict().keys():
+        return [*tensors.items()]
     # What the compiler took into the rows of the queries, no node multiplies by any more.
     multiplied = any(QUERY_SCALE in node.args for node in model.graph.nodes)
     tensors = _folded(tensors, 1.0 if multiplied else QUERY_SCALE)
     left = [name for name in model.state_dict() if name not in tensors]
-    return {_place(key, left) or key: tensor for key, tensor in tensors.items()}
+    return [(_place(key, left) or key, tensor) for key, tensor in tensors.items()]
 
 
 def _place(key: str, left: list[str]) -> str | None:
@@ -60,6 +62,8 @@ def _folded(tensors: Mapping[str, Tensor], query_scale: float) -> dict[str, Tens
     folded = dict(tensors)
     for key in tensors:
         block, _, name = key.rpartition(".")
+        if name == "layer_scale_1" and f"{block}.norm.running_var" not in tensors:
+            continue  # half folded by other means: what of its attention is, nothing tells
         if name in SCALED and f"{block}.{SCALED[name]}.weight" in folded:
             _scale(folded, f"{block}.{SCALED[name]}", folded.pop(key).double().flatten())
         elif name == "running_var":

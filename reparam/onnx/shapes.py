@@ -9,6 +9,7 @@ from torch import Tensor
 from reparam.export_graph import extra
 from reparam.facts import TensorFacts
 from reparam.onnx.arrays import to_numpy
+from reparam.onnx.carried import STANDARD
 from reparam.onnx.graphs import subgraphs
 from reparam.onnx.reading import DTYPES, external, tensors
 from reparam.sizes import Size, SymbolTable
@@ -39,7 +40,23 @@ def skeleton(proto: Any) -> Any:
             for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
                 tensor.ClearField(name)
             tensor.data_location = onnx.TensorProto.EXTERNAL
+    copy.graph.value_info.extend(_told_by_readers(copy.graph))
     return copy
+
+
+def _told_by_readers(graph: Any) -> Iterator[Any]:
+    """What a layer says of what it reads, where an operator that ONNX does not know makes that.
+
+    By ONNX's own rules its input is of the type of its weight, and of as many axes.
+    """
+    unknown = {name for node in graph.node if node.domain not in STANDARD for name in node.output}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        layer = node.domain in STANDARD and node.op_type in ("Conv", "ConvTranspose", "Gemm")
+        if layer and node.input[0] in unknown and (weight := weights.get(node.input[1])):
+            unknown.remove(node.input[0])
+            make = extra("onnx.helper").make_tensor_value_info
+            yield make(node.input[0], weight.data_type, [None] * len(weight.dims))
 
 
 def _forget_bodies(node: Any) -> None:
@@ -101,6 +118,7 @@ def _hide_tables(plain: Any) -> None:
     What is inferred without their numbers stays.
     """
     onnx = extra("onnx")
+    told = {value.name for value in plain.graph.value_info}
     known = onnx.shape_inference.infer_shapes(plain).graph.value_info
     kinds = {value.name: value.type.tensor_type for value in known}
     integers = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
@@ -113,7 +131,7 @@ def _hide_tables(plain: Any) -> None:
         if tables & set(node.output):
             node.domain = HIDDEN
     del plain.graph.value_info[:]
-    plain.graph.value_info.extend(value for value in known if value.name in tables)
+    plain.graph.value_info.extend(value for value in known if value.name in tables | told)
     plain.opset_import.add(domain=HIDDEN, version=1)
 
 

@@ -31,16 +31,16 @@ RECIPE = (
     "--ema-decay", "0.9", "--log-every", "1", "--save-every", "4",
 )  # fmt: skip
 STEPS = 5 * 10
+SHORT = ("--epochs", "1", "--warmup-epochs", "0")
 
 
 def write_digits(root: Path, count: int) -> Path:
     digits: Any = load_digits()
-    for number, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
-        if number < count:
-            folder = root / ("val" if number % 5 == 0 else "train") / str(digit)
-            folder.mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray((pixels * 15).astype("uint8"))
-            image.resize((32, 32)).save(folder / f"{number:04}.png")
+    for number, digit in enumerate(digits.target[:count]):
+        folder = root / ("val" if number % 5 == 0 else "train") / str(digit)
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((digits.images[number] * 15).astype("uint8"))
+        image.resize((32, 32)).save(folder / f"{number:04}.png")
     return root
 
 
@@ -138,7 +138,7 @@ def test_a_distilled_head_learns_from_a_teacher(digits: Path, tmp_path: Path, ru
 
     teacher = timm.create_model("mobilenetv3_small_050", num_classes=10)
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
-    options = ("--model", "repvit_m0_6", *SMALL, "--epochs", "1", "--log-every", "5")
+    options = ("--model", "repvit_m0_6", *SMALL, *SHORT, "--log-every", "5")
     taught = (
         "--teacher",
         "mobilenetv3_small_050",
@@ -148,15 +148,23 @@ def test_a_distilled_head_learns_from_a_teacher(digits: Path, tmp_path: Path, ru
     result = run("train", digits, tmp_path / "run", *options, *taught)
     assert result.exit_code == 0, result.output
     assert [line["step"] for line in logged(tmp_path / "run")] == [5, 10, 15, 20, 20]
+    result = run("train", digits, tmp_path / "run", *options, *taught)
+    assert "going on from step 20" in result.output
     result = run("train", digits, tmp_path / "run", *options, "--seed", 1)
     assert result.exit_code == 2
     assert "holds a run with other teacher, teacher_checkpoint, seed" in result.output
     weights = ("--model", "repvit_m0_6", "--checkpoint", tmp_path / "run" / "model.pth", *SMALL)
     result = run("evaluate", digits, *weights, "--distilled")
+    assert result.exit_code == 0
     assert "0 of 161 images are given another class" in result.output
     result = run("evaluate", digits, *weights)
     assert result.exit_code == 2
     assert "does not fit this RepViT" in result.output
+    assert "give --distilled" in " ".join(result.output.replace("│", " ").split())
+    (digits / "val" / "3").rename(digits / "val" / "three")
+    result = run("evaluate", digits, *weights, "--distilled")
+    (digits / "val" / "three").rename(digits / "val" / "3")
+    assert "val has not the classes that were trained: ['3', 'three']" in result.output
 
 
 def test_what_a_run_refuses(tmp_path: Path, run: Any) -> None:
@@ -179,9 +187,28 @@ def test_what_a_run_refuses(tmp_path: Path, run: Any) -> None:
     )
     assert not any((tmp_path / name).exists() for name in "abc")
     (root / "val" / "3").rename(root / "val" / "three")
-    assert "train and val differ in their classes: ['3', 'three']" in said(
+    assert "val has not the classes that were trained: ['3', 'three'] differ" in said(
         root, tmp_path / "d", *options
     )
+    (root / "train" / "four").mkdir()
+    assert "Found no valid file for the classes four" in said(root, tmp_path / "d", *options)
+    assert "--warmup-epochs leaves no epochs" in said(root, tmp_path / "d", "--epochs", 5)
+
+
+def test_a_loss_that_is_no_number_leaves_nothing_behind(tmp_path: Path, run: Any) -> None:
+    root = write_digits(tmp_path / "digits", 300)
+    wild = ("--model", "repvgg_a0", *SMALL, *SHORT, "--learning-rate", "1e30")
+    result = run("train", root, tmp_path / "run", *wild)
+    assert isinstance(result.exception, FloatingPointError)
+    assert not [*(tmp_path / "run").glob("step-*"), *(tmp_path / "run").glob("*.pth")]
+
+
+def test_a_damaged_image_is_not_passed_over(tmp_path: Path, run: Any) -> None:
+    root = write_digits(tmp_path / "digits", 300)
+    damaged = next((root / "val" / "3").iterdir())
+    damaged.write_text("no image")
+    result = run("train", root, tmp_path / "run", "--model", "fastvit_t8", *SMALL, *SHORT)
+    assert damaged.name in str(result.exception)
 
 
 def test_published_weights_are_for_their_own_classes(

@@ -191,6 +191,14 @@ def test_one_tensor_under_two_names(
     assert "stem.0.branches.scale.conv.weight more than once" in message
 
 
+def test_numbers_that_the_models_dtype_has_not(
+    model: nn.Module, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    state["head.weight"][0, 0] = 1e6
+    message = refusal(model.half(), save(state, tmp_path / "large.safetensors"))
+    assert "holds numbers that torch.float16 has not, in head.weight" in message
+
+
 def test_integer_weights(model: nn.Module, state: dict[str, Tensor], tmp_path: Path) -> None:
     state["head.weight"] = state["head.weight"].to(torch.int8)
     message = refusal(model, save(state, tmp_path / "quantized.safetensors"))

@@ -11,8 +11,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 import fastvit_models
+import passes
 import reparam
 from fastvit_models import CheckpointError, repvit
+from fastvit_models.fastvit import FastViTConfig, create_fastvit
 from fastvit_models.fused import fitted
 from reparam.testing.randomised import randomised
 from reparam.verify import EXACT, relative_difference
@@ -194,6 +196,46 @@ def test_a_file_that_the_original_fused_goes_into_the_compiled_model(
     assert_same(theirs, fused)
 
 
+TINY = FastViTConfig((1, 1, 1, 1), 16, 2, attention=True)
+
+
+def tiny() -> nn.Module:
+    model = create_fastvit(TINY, num_classes=5).eval()
+    for tensor in randomised(model, image()).state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(0.1)  # no layer scale is next to nothing
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 1e-5
+    return model.double()
+
+
+@pytest.mark.parametrize("left_out", [None, "fold_after_layout", "fold_into_readers"])
+def test_what_a_compiled_model_saved_goes_into_one_like_it(
+    left_out: str | None, tmp_path: Path
+) -> None:
+    chosen = tuple(p for p in passes.DEFAULT if left_out is not None and p.name != left_out)
+    first, second = (reparam.compile(tiny(), passes=chosen, verify=False) for _ in range(2))
+    torch.save(first.state_dict(), tmp_path / "own.pth")
+    fastvit_models.load_checkpoint(second, tmp_path / "own.pth")
+    assert_same(first, second)
+    with pytest.raises(CheckpointError, match="does not fit|is the training form"):
+        fastvit_models.load_checkpoint(reparam.compile(tiny()), tmp_path / "own.pth")
+
+
+def test_two_tensors_for_one_place(tmp_path: Path) -> None:
+    fused = reparam.compile(tiny(), verify=False)
+    state = fused.state_dict()
+    for part in ("weight", "bias"):
+        tensor = state.pop(f"stem.0.branches.{part}")
+        state[f"stem.0.rbr_reparam.{part}"] = state[f"stem.0.reparam_conv.{part}"] = tensor
+    torch.save(state, tmp_path / "twice.pth")
+    with pytest.raises(
+        CheckpointError, match=r"holds stem\.0\.branches\.weight, .* more than once"
+    ):
+        fastvit_models.load_checkpoint(fused, tmp_path / "twice.pth")
+
+
 def test_queries_are_scaled_where_the_model_does_not() -> None:
     """Where it was compiled by fewer passes, what a file holds means the same."""
     names = ("weight", "bias", "running_mean", "running_var")
@@ -202,7 +244,6 @@ def test_queries_are_scaled_where_the_model_does_not() -> None:
     scale = 32**-0.5
     for forward, queries in ((lambda x: x * scale, 1.0), (lambda x: x * 2, scale)):
         model = fx.GraphModule(nn.Module(), fx.Tracer().trace(forward))
-        weight = fitted({f"0.{key}": tensor for key, tensor in file.items()}, model)[
-            "0.token_mixer.qkv.weight"
-        ]
+        placed = dict(fitted({f"0.{key}": tensor for key, tensor in file.items()}, model))
+        weight = placed["0.token_mixer.qkv.weight"]
         torch.testing.assert_close(weight[0] / weight[-1], torch.full((32,), queries).double())

@@ -267,3 +267,21 @@ def test_sizes_that_subgraphs_claim_tell_nothing(tmp_path: Path, claimed: list[i
     batch, columns = program.told.learned[program.makers["i"]].axes
     assert not batch.known
     assert columns == Size(12)
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "Gemm"])
+def test_a_layer_tells_what_an_unknown_operator_makes(tmp_path: Path, kind: str) -> None:
+    """Its input has the type of its weight, and as many axes; so what is behind is fused."""
+    matrix = kind == "Gemm"
+    layer = node(kind, "g w", "a") if matrix else node(kind, "g w", "a", strides=[2, 2])
+    weights = {"w": draw(4, 4) if matrix else draw(4, 4, 3, 3), **statistics(4)}
+    nodes = [
+        helper.make_node("Gelu", ["x"], ["g"], domain="com.microsoft"),
+        layer, batch_norm("a", "b"), node("Relu", "b", "y"),
+    ]  # fmt: skip
+    image = ("n", 4) if matrix else IMAGE
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    proto = model(nodes, weights, {"x": image}, opset_imports=domains)
+    made = Result(tmp_path, proto)
+    assert made.operators == {"Gelu": 1, kind: 1, "Relu": 1}
+    made.same(x=draw(3, 4) if matrix else X)
