@@ -219,7 +219,7 @@ def test_what_a_compiled_model_saved_goes_into_one_like_it(
     torch.save(first.state_dict(), tmp_path / "own.pth")
     fastvit_models.load_checkpoint(second, tmp_path / "own.pth")
     assert_same(first, second)
-    with pytest.raises(CheckpointError, match="does not fit|is the training form"):
+    with pytest.raises(CheckpointError, match=r"does not fit|is the training form"):
         fastvit_models.load_checkpoint(reparam.compile(tiny()), tmp_path / "own.pth")
 
 
