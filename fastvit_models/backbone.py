@@ -176,8 +176,9 @@ def _same_statistics(block: nn.Module) -> Generator[None]:
     kinds = nn.BatchNorm2d | nn.SyncBatchNorm
     norms: list[Any] = [m for m in block.modules() if isinstance(m, kinds)]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, _, count in kept:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if count is None else count.clone()
     try:
         yield
     finally:

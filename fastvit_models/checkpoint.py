@@ -194,9 +194,9 @@ def _unique(tensors: list[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
 
 def _overflows(tensor: Tensor, converted: Tensor) -> bool:
     """Whether numbers became too large for the model's dtype."""
-    if not converted.is_floating_point() or converted.dtype == tensor.dtype:
+    if not converted.is_floating_point() or bool(converted.isfinite().all()):
         return False
-    return bool(tensor.isfinite().all()) and not bool(converted.isfinite().all())
+    return bool(tensor.double().isfinite().all())
 
 
 def _check_fit(

@@ -52,7 +52,8 @@ class Block:
         seconds_proving: how long the proofs took.
         axes: how many axes inputs have, by the example inputs.
         before, after: its operators, those of compiled parts among them.
-        reads, writes: paths of the model's modules and tensors that it calls, reads and writes to.
+        reads: paths of the modules that it calls, and of the tensors that it reads.
+        writes: paths of the tensors that it writes to.
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class Block:
         forward: bool,
     ) -> None:
         self.before = count(model, captured.graph, captured.attribute)
-        held = (node for node in captured.graph.nodes if node.op in ("get_attr", "call_module"))
-        self.reads, self.writes = {str(node.target) for node in held}, state_written(captured)
+        nodes = captured.graph.nodes
+        self.reads = {str(n.target) for n in nodes if n.op in ("get_attr", "call_module")}
+        self.writes = state_written(captured)
         told = axes_told(model, self.before) if forward else {}
         values, self.axes = lift_held(captured, example, told)
         for remark in _left_whole(captured, values):

@@ -81,9 +81,12 @@ def fenced(
 
 def state_written(capture: Capture) -> set[str]:
     """The paths of the model's tensors that a forward writes to."""
-    writes = [node for node in capture.graph.nodes if known.writes(node)]
-    aliases = (_aliases(_written(node, capture), node, capture)[0] for node in writes)
-    return {str(a.target) for shared in aliases for a in shared if a.op == "get_attr"}
+    found: set[str] = set()
+    for node in capture.graph.nodes:
+        sources = statistics(node) if node.op == "call_function" else []
+        sources += _written(node, capture) if known.writes(node) else []
+        found |= {path for source in sources if (path := _viewed(source, capture)) is not None}
+    return found
 
 
 def _returned(capture: Capture) -> dict[Any, None]:
@@ -91,14 +94,21 @@ def _returned(capture: Capture) -> dict[Any, None]:
     (output,) = capture.graph.find_nodes(op="output")
     found: dict[Any, None] = {}
     for result in output.all_input_nodes:
-        viewed = [result]
-        while len(viewed) == 1 and viewed[0].op != "get_attr":
-            # What takes several tensors, known here or not, is no view: it makes something of them.
-            viewed = _shared(viewed[0], capture)
-        path = str(viewed[0].target) if len(viewed) == 1 else None
+        path = _viewed(result, capture)
         if path is not None and path not in capture.tensors:  # of those, each call has its own
             found[place_of(capture.attribute(path))] = None
     return found
+
+
+def _viewed(node: fx.Node, capture: Capture) -> str | None:
+    """The path of the model's tensor that a node is, or is a view of.
+
+    What takes several tensors, known here or not, mostly makes something of them.
+    """
+    viewed = [node]
+    while len(viewed) == 1 and viewed[0].op != "get_attr":
+        viewed = _shared(viewed[0], capture)
+    return str(viewed[0].target) if len(viewed) == 1 else None
 
 
 def _has_twin(

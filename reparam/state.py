@@ -75,13 +75,13 @@ class State:
 
 
 class LayerState:
-    """What a layer of torch's computes with, by reference, to be put back: few are ever changed."""
+    """What a module computes with, by reference, to be put back; few are ever changed."""
 
     def __init__(self, module: nn.Module) -> None:
         """Remember it as it is."""
         own = vars(module)
         holders: list[dict[str, Any]] = [own]
-        holders += [own[name] for name in ("_parameters", "_buffers") if name in own]
+        holders += [own[name] for name in ("_parameters", "_buffers", "_modules") if name in own]
         self.held = [(holder, dict(holder)) for holder in holders]
 
     def changed(self) -> str | None:

@@ -6,10 +6,11 @@ forward does one of the others stays whole.
 """
 
 import functools
+import itertools
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
@@ -17,12 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError, TracerBase
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam import known
 from reparam.arguments import give
 from reparam.asked import AskedTracer
+from reparam.guarded import Guarded
 from reparam.meaning import has_meaning
 from reparam.places import explained
 from reparam.proxies import AttributeProxy, TensorProxy, python_asks
@@ -36,28 +36,6 @@ PLAIN = (tuple, list, dict, bool, int, float, str, type(None))
 
 FRAMES = 16
 """How many frames a trace takes, at most, for one that the model takes when it runs."""
-
-
-class _Guarded(TorchDispatchMode):
-    """Refuses random numbers, which a trace would freeze, and writes to the model itself."""
-
-    def __init__(self, root: nn.Module) -> None:
-        cast("Any", super()).__init__()
-        self._root = root
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise TraceError(f"it draws random numbers ({func})")
-        if func._schema.is_mutable:
-            given = pytree.tree_leaves((args, kwargs))
-            if any(_place(t) in self._places for t in given if isinstance(t, Tensor)):
-                raise TraceError(f"it writes to a parameter or buffer ({func})")
-        return func(*args, **(kwargs or {}))
-
-    @functools.cached_property
-    def _places(self) -> set[int]:
-        """Where the tensors lie that a trace stands for; a forward may reach them otherwise."""
-        return {_place(t) for t in (*self._root.parameters(), *self._root.buffers())} - {0}
 
 
 class _Scopes(OrderedDict[str, Any]):
@@ -101,21 +79,20 @@ class Tracer(AskedTracer):
         """
         modules: list[nn.Module] = [*root.modules()]
         own = [m for m in modules if not type(m).__module__.startswith("torch.")]
-        before = [State(m) for m in own]  # others keep tensors and numbers alone
         self._layers = {id(module): LayerState(module) for module in modules}
+        before = [*map(State, own), *self._layers.values()]
         self._thread = threading.get_ident()
         try:
-            with _Guarded(root), _deeper_stack():
+            with Guarded(root), _deeper_stack():
                 graph = super().trace(root, concrete_args)
         finally:
             attributes = vars(cast("nn.Module", root))
             for name in [name for name in attributes if name.startswith("_tensor_constant")]:
                 self.tensors[name] = attributes.pop(name)
-            states = (*before, *self._layers.values())
-            changed = [name for state in states if (name := state.restore())]
+            changed = _restored(before)
+            self._layers = {}  # a cycle of fx's keeps the tracer for a while
         if changed:
-            raise TraceError(f"it changes its attribute {changed[0]!r}")
-        self._layers = {}  # a cycle of fx's keeps the tracer for a while
+            raise TraceError(f"it changes its attribute {changed!r}")
         if any(tensor._version != version for tensor, version in self._given.values()):
             raise TraceError("it writes to a tensor that it made, after it was read")
         return graph
@@ -158,14 +135,30 @@ class Tracer(AskedTracer):
             self._given.setdefault(id(a), (a, a._version))
         if is_dataclass(a) and not isinstance(a, type):  # some are dictionaries as well
             given = {field.name: getattr(a, field.name) for field in fields(a)}
-            _require_fields(a, given, lambda: kind(**given))
+            self._require_fields(a, given, lambda: kind(**given))
             parts = {name: self.create_arg(value) for name, value in given.items()}
             return self.create_node("call_function", kind, (), parts)
         if hasattr(kind, "_asdict"):  # a named tuple
-            _require_fields(a, cast("Any", a)._asdict(), lambda: kind(*cast("Any", a)))
+            self._require_fields(a, cast("Any", a)._asdict(), lambda: kind(*cast("Any", a)))
         if issubclass(kind, dict) and kind is not dict:
             return self._rebuilt(cast("dict[Any, Any]", a))
         return super().create_arg(a)
+
+    def _require_fields(self, a: Any, given: Mapping[str, Any], build: Callable[[], Any]) -> None:
+        """Refuse an object that is not what becomes of its fields: it would be another one."""
+        kind, last = type(a).__name__, self._last()
+        try:
+            again = build()
+            same = all(getattr(again, name) is value for name, value in given.items())
+        except Exception as error:
+            raise TraceError(f"it makes a {kind}, which is not made of its fields") from error
+        same &= self._last() is last  # to make it computes nothing
+        if not same or getattr(again, "__dict__", {}).keys() != getattr(a, "__dict__", {}).keys():
+            raise TraceError(f"it makes a {kind}, which computes some of its fields")
+
+    def _last(self) -> fx.Node | None:
+        """The latest call."""
+        return next(iter(reversed(self.graph.nodes)), None)
 
     def _rebuilt(self, dictionary: dict[Any, Any]) -> fx.Node:
         """A call that makes a dictionary of the same kind."""
@@ -212,16 +205,17 @@ class Tracer(AskedTracer):
             elif isinstance(m, torch.jit.ScriptModule):
                 self.untraced[path] = "a ScriptModule has no Python code left"
             return self._whole(path, m, args, kwargs)
-        last = next(iter(reversed(self.graph.nodes)), None)
-        before, scopes = State(m), dict(self.module_stack)
+        last = self._last()
+        parts = itertools.islice(m.modules(), 1, None)
+        before, scopes = [State(m), *map(LayerState, parts)], dict(self.module_stack)
         try:
             result = super().call_module(m, forward, args, kwargs)
-            changed = before.restore()
+            changed = _restored(before)
             if not changed:
                 return result
             reason = explained(m, f"its forward changes its attribute {changed!r}")
         except Exception as error:  # whatever stops it, the module stays whole
-            before.restore()
+            _restored(before)
             reason = explained(m, error)
         self._forget_after(last)
         self.module_stack.clear()
@@ -269,28 +263,9 @@ def _deeper_stack() -> Generator[None]:
         sys.setrecursionlimit(limit)
 
 
-def _require_fields(a: Any, given: Mapping[str, Any], build: Callable[[], Any]) -> None:
-    """Refuse an object that is not what becomes of its fields: it would come back as another one.
-
-    Raises:
-        TraceError: if it is not.
-    """
-    kind = type(a).__name__
-    try:
-        again = build()
-        same = all(getattr(again, name) is value for name, value in given.items())
-    except Exception as error:
-        raise TraceError(f"it makes a {kind}, which is not made of its fields") from error
-    if not same or getattr(again, "__dict__", {}).keys() != getattr(a, "__dict__", {}).keys():
-        raise TraceError(f"it makes a {kind}, which computes some of its fields")
-
-
-def _place(tensor: Tensor) -> int:
-    """Where a tensor lies; 0 where it has no memory."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # sparse, or of another kind without storage
-        return 0
+def _restored(states: Iterable[State | LayerState]) -> str | None:
+    """Put modules back; the name of an attribute that was changed, if one was."""
+    return next(iter([name for state in states if (name := state.restore())]), None)
 
 
 def _autocast() -> tuple[bool, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastvit_models
 from fastvit_models import ModelOptionError
@@ -51,9 +51,12 @@ def test_another_head(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_computed_again_changes_nothing(name: str) -> None:
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_what_is_computed_again_changes_nothing(name: str, synchronised: bool) -> None:
     """Gradients, running statistics and random draws are those of plain training."""
     model: Any = randomised(fastvit_models.create_model(name, num_classes=4).eval(), image())
+    if synchronised:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.double().train()
     frugal = copy.deepcopy(model)
     frugal.set_grad_checkpointing()

@@ -199,6 +199,12 @@ def test_numbers_that_the_models_dtype_has_not(
     assert "holds numbers that torch.float16 has not, in head.weight" in message
 
 
+def test_float8_weights(model: nn.Module, state: dict[str, Tensor], tmp_path: Path) -> None:
+    state["head.weight"] = state["head.weight"].to(torch.float8_e4m3fn)
+    load_checkpoint(model, save(state, tmp_path / "float8.pth"))
+    assert torch.equal(model.get_parameter("head.weight"), state["head.weight"].float())
+
+
 def test_integer_weights(model: nn.Module, state: dict[str, Tensor], tmp_path: Path) -> None:
     state["head.weight"] = state["head.weight"].to(torch.int8)
     message = refusal(model, save(state, tmp_path / "quantized.safetensors"))

@@ -4,11 +4,12 @@ import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import reparam
 from reparam.errors import CaptureError
@@ -177,6 +178,82 @@ def test_methods_that_write_to_what_another_reads_are_refused(method: str, path:
     reparam.compile(Cache().eval(), methods=("twice",))
 
 
+def test_methods_that_only_compute_with_what_another_reads() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 4))
+            self.register_buffer("mean", torch.zeros(4))
+            self.register_buffer("variance", torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.einsum("oi,nihw->nohw", self.w, x)
+            y += 1
+            return y
+
+        def encode(self, x: Tensor) -> Tensor:
+            return x * self.w[0, 0]
+
+        def learn(self, x: Tensor) -> Tensor:
+            return functional.batch_norm(
+                x, self.get_buffer("mean"), self.get_buffer("variance"), training=True
+            )
+
+        def shift(self, x: Tensor) -> Tensor:
+            return x + self.get_buffer("mean").view(-1, 1, 1)
+
+    reparam.compile(Net().eval(), methods=("encode",))
+    with pytest.raises(CaptureError, match="learn writes to 'mean', which shift reads"):
+        reparam.compile(Net().eval(), methods=("learn", "shift"))
+
+
+def test_a_module_that_sets_what_its_parts_read() -> None:
+    """It stays, and what is around it is compiled."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.height, self.conv, self.norm = None, nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) * self.height
+
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Block(), Block()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                cast("Any", block).height = x.shape[2]
+                x = block(x)
+            return x
+
+    model = nn.Sequential(Stage(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).double().eval()
+    fused = reparam.compile(model)
+    assert model.get_submodule("0.blocks.0").height is None
+    assert [remark.call for remark in reparam.report(fused).applied] == ["1"]
+    torch.testing.assert_close(fused(IMAGES), model(IMAGES), rtol=1e-9, atol=1e-9)
+
+
+def test_a_buffer_may_be_read_by_other_names() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.register_buffer("table", torch.ones(5, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            total = torch.zeros(5, 5)
+            total += dict(self.named_buffers())["table"]
+            return self.norm(self.conv(x)) + total
+
+    model = Net().double().eval()
+    fused = reparam.compile(model)
+    assert len(reparam.report(fused).applied) == 1
+    torch.testing.assert_close(fused(IMAGES), model(IMAGES), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("part", [slice(None), slice(1, 3)])
 def test_a_caller_may_write_to_a_buffer_that_is_returned(part: slice) -> None:
     class Returns(nn.Module):
@@ -215,6 +292,14 @@ class OtherArguments:
         self.a = value
 
 
+@dataclass
+class Writing:
+    a: Tensor
+
+    def __post_init__(self) -> None:
+        self.a.mul_(2)
+
+
 class Pair(NamedTuple):
     a: Tensor
     b: Tensor
@@ -227,7 +312,7 @@ class Computed(Pair):
         return super().__new__(cls, y * 2, y)
 
 
-@pytest.mark.parametrize("kind", [Plain, Twice, OtherArguments, Computed])
+@pytest.mark.parametrize("kind", [Plain, Twice, OtherArguments, Writing, Computed])
 def test_results_of_classes_that_compute_their_fields(kind: Any) -> None:
     class Makes(nn.Module):
         def __init__(self) -> None:
