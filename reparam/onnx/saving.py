@@ -18,7 +18,7 @@ SMALLEST = 1024
 
 
 def check_target(source: OnnxFile, target: Path) -> None:
-    """See to it that the new file leaves a source that it does not replace its weights.
+    """Refuse a target that would overwrite the weights of a source that stays.
 
     Raises:
         OnnxError: if some of them lie where the new file, or its weights, are to be.

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import reparam
 from reparam.errors import CaptureError
+from reparam.verify import EXACT
 from tests.randomised import randomised
 
 IMAGES = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0)).double()
@@ -100,7 +101,7 @@ CHANGES = [
 def same_calls(model: nn.Module, fused: nn.Module) -> None:
     with torch.no_grad():
         for _ in range(3):
-            torch.testing.assert_close(fused(IMAGES), model(IMAGES), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(fused(IMAGES), model(IMAGES), rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -233,7 +234,7 @@ def test_a_module_that_sets_what_its_parts_read() -> None:
     fused = reparam.compile(model)
     assert model.get_submodule("0.blocks.0").height is None
     assert [remark.call for remark in reparam.report(fused).applied] == ["1"]
-    torch.testing.assert_close(fused(IMAGES), model(IMAGES), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fused(IMAGES), model(IMAGES), rtol=EXACT, atol=EXACT)
 
 
 def test_a_buffer_may_be_read_by_other_names() -> None:
@@ -251,7 +252,7 @@ def test_a_buffer_may_be_read_by_other_names() -> None:
     model = Net().double().eval()
     fused = reparam.compile(model)
     assert len(reparam.report(fused).applied) == 1
-    torch.testing.assert_close(fused(IMAGES), model(IMAGES), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fused(IMAGES), model(IMAGES), rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("part", [slice(None), slice(1, 3)])
@@ -351,4 +352,4 @@ def test_another_thread_runs_the_model_meanwhile() -> None:
     assert not failed
     for each in fused:
         assert len(reparam.report(each).applied) == expected
-        torch.testing.assert_close(each(IMAGES), model(IMAGES), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(each(IMAGES), model(IMAGES), rtol=EXACT, atol=EXACT)
