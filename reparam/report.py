@@ -134,15 +134,14 @@ class Report:
 
     def __str__(self) -> str:
         """Tables of operators, of what was done and of what was not."""
-        console = Console(file=StringIO(), width=110)
-        console.print(self)
-        assert isinstance(console.file, StringIO)
-        return console.file.getvalue()
+        text = StringIO()
+        Console(file=text, width=110).print(self)
+        return text.getvalue()
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
         """The tables, for rich."""
         yield self.operator_table()
-        yield f"{self._verified()}; {len(self.applied)} rewrites, {len(self.missed)} declined."
+        yield f"{self._verified()}; made: {len(self.applied)}, declined: {len(self.missed)}."
         if self.applied:
             yield fused_table(self.applied)
         if self.verification.mode == "proof":
@@ -184,11 +183,12 @@ class Report:
 
     def _verified(self) -> str:
         found = self.verification
-        if found.mode == "unverified":
-            return "unverified"
         whole = f"; whole model: {found.whole_model}" if found.whole_model else ""
-        error = f"rewrites checked, largest relative error {found.largest_error:.1e} in float64"
-        return f"{found.checked} {error if found.checked else 'checked'}{whole}{self._proven()}"
+        if found.mode == "unverified":
+            return f"rewrites unverified{whole}"
+        largest = f", largest relative error {found.largest_error:.1e} in float64"
+        error = largest if found.checked else ""
+        return f"rewrites checked: {found.checked}{error}{whole}{self._proven()}"
 
     def _proven(self) -> str:
         found = self.verification

@@ -59,6 +59,7 @@ class Equivalence:
         flipped: the share of integers and truths that differ, in the tensor in which most do. It is
             no part of the verdict where there are other results: of equal numbers, roundings decide
             which is the largest.
+        compared: whether any output holds a finite number; without one there is nothing to judge.
     """
 
     rmse_model: float
@@ -71,9 +72,12 @@ class Equivalence:
     equivalent: bool
     excess: float
     flipped: float = 0.0
+    compared: bool = True
 
     def __str__(self) -> str:
         """One line."""
+        if self.equivalent and not self.compared:
+            return "not told apart: no output holds a finite number to compare"
         verdict = "equivalent" if self.equivalent else "DIFFERENT"
         return (
             f"{verdict}: error against float64 is {self.rmse_fused:.1e} fused and "
@@ -201,14 +205,16 @@ def compare_outputs(
                 "in float64, which results are held against, the model returns other sizes"
             )
         figures = _figures(y_model, y_fused, y, weights, other_runtime)
-        if worst is None or (not figures.equivalent, figures.rmse_fused) > (
-            not worst.equivalent,
-            worst.rmse_fused,
-        ):
+        if worst is None or _badness(figures) > _badness(worst):
             worst = figures
     if worst is None:
         raise VerificationError("the model returns no floating-point tensor to compare")
     return worst
+
+
+def _badness(figures: Equivalence) -> tuple[bool, bool, float]:
+    """By what the figures of the worst output are told; those that say nothing come last."""
+    return not figures.equivalent, figures.compared, figures.rmse_fused
 
 
 def _figures(
@@ -234,8 +240,9 @@ def _figures(
     excess = max(map(_ratio, (rmse_fused, max_fused), allowed)) if same else inf
     name = str(dtype).removeprefix("torch.")
     return Equivalence(
-        rmse_model, rmse_fused, max_model, max_fused, rms, maximum, name, excess <= 1, excess
-    )
+        rmse_model, rmse_fused, max_model, max_fused, rms, maximum, name, excess <= 1, excess,
+        compared=bool(kept.any()),
+    )  # fmt: skip
 
 
 def _ratio(error: float, allowed: float) -> float:

@@ -61,7 +61,7 @@ def test_text_has_the_tables_and_the_verdict(fused: nn.Module) -> None:
         "Fused",
         "norm into conv",
         "Declined",
-        "1 rewrites checked",
+        "rewrites checked: 1, largest relative error",
         "whole model: equivalent",
         "kept",
     ):

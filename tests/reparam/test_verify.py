@@ -236,6 +236,15 @@ def test_what_is_infinite_is_the_same(other: float) -> None:
     assert not compare_outputs(expected, [torch.tensor([1.0, other])], exact).equivalent
 
 
+def test_without_a_finite_number_nothing_was_compared() -> None:
+    nowhere, somewhere = torch.full((2,), nan), torch.tensor([1.0, nan])
+    for first, compared in ((nowhere, False), (somewhere, True)):
+        outputs = [first, nowhere]
+        found = compare_outputs(outputs, outputs, [tensor.double() for tensor in outputs])
+        assert (found.equivalent, found.compared) == (True, compared)
+        assert str(found).startswith("equivalent" if compared else "not told apart: no output")
+
+
 @pytest.mark.parametrize("other", [lambda x: {"b": x}, lambda x: [x], lambda x: (x,), lambda x: x])
 def test_another_structure_is_an_error(other: Any) -> None:
     model, fused = Net(lambda _, x: {"a": x}).eval(), Net(lambda _, x: other(x)).eval()
