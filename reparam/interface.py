@@ -23,8 +23,10 @@ HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
 )
-"""Where a module keeps the hooks of its forward, and how each wants to be called."""
+"""Where a module keeps its hooks, and how each wants to be called."""
 
 
 def keep_interface(model: nn.Module, fused: nn.Module) -> None:
@@ -48,6 +50,8 @@ def keep_hooks(model: Any, fused: Any) -> None:
         if hooks:
             getattr(fused, name).update(hooks)
             preserve(fused, name, getattr(fused, name))
+    if model._is_full_backward_hook is not None:
+        preserve(fused, "_is_full_backward_hook", model._is_full_backward_hook)
 
 
 def preserve(module: nn.Module, name: str, value: Any) -> None:

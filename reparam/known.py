@@ -132,8 +132,9 @@ class PureFunction:
 
 
 def hooked(module: Any) -> bool:
-    """Whether calling a module does more than its forward says."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether calling a module does more than its forward says, or its backward would."""
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def internal(target: Any) -> bool:

@@ -243,7 +243,7 @@ class _Lifter:
     def _module(self, node: fx.Node) -> Lifted | None:
         module: Any = self.capture.attribute(str(node.target))
         if known.hooked(module):
-            raise Declined("it has forward hooks")
+            raise Declined("it has hooks")
         if node.kwargs or len(node.args) != 1:
             return None
         if isinstance(module, nn.Flatten) and not own_forward(module, nn.Flatten):

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx, nn
 
-RESERVED = ("code", "graph", "meta", "reparam_report")
-"""What a graph module sets on itself, and a compile on its result."""
+RESERVED = ("reparam_report", *vars(fx.GraphModule(nn.Module(), fx.Graph())))
+"""What a compile sets on its result, and a graph module on itself."""
 
 
 class Paths:

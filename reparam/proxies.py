@@ -147,6 +147,8 @@ for _name in IN_PLACE:
 class TensorProxy(_Recorded, fx.Proxy):
     """Stands for a tensor."""
 
+    __array_priority__ = torch.Tensor.__array_priority__  # by which NumPy's numbers make way
+
     def __getattr__(self, name: str) -> Any:
         """Stand for an attribute of it, or a method."""
         if name in ("_is_param", "_is_buffer"):  # what torch asks to tell its own

@@ -13,11 +13,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError, TracerBase
+from torch.utils import _pytree as pytree
 
 from reparam import known
 from reparam.arguments import give
@@ -106,7 +108,10 @@ class Tracer(AskedTracer):
         @functools.wraps(forward)
         def heeded(*args: Any) -> Any:
             with python_asks(self):
-                return forward(*args)
+                result = forward(*args)
+            if any(type(leaf).__module__ == "numpy" for leaf in pytree.tree_leaves(result)):
+                raise TraceError("it returns a number of NumPy's")
+            return result
 
         return heeded, args
 
@@ -133,6 +138,8 @@ class Tracer(AskedTracer):
             return TracerBase.create_arg(self, a)
         if kind is Tensor:
             self._given.setdefault(id(a), (a, a._version))
+        if isinstance(a, int | float | str) and not isinstance(a, Enum):
+            return _plain(a)
         if is_dataclass(a) and not isinstance(a, type):  # some are dictionaries as well
             given = {field.name: getattr(a, field.name) for field in fields(a)}
             self._require_fields(a, given, lambda: kind(**given))
@@ -201,7 +208,7 @@ class Tracer(AskedTracer):
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             if known.hooked(m):
-                self.untraced[path] = "it has forward hooks"
+                self.untraced[path] = "it has hooks"
             elif isinstance(m, torch.jit.ScriptModule):
                 self.untraced[path] = "a ScriptModule has no Python code left"
             return self._whole(path, m, args, kwargs)
@@ -266,6 +273,17 @@ def _deeper_stack() -> Generator[None]:
 def _restored(states: Iterable[State | LayerState]) -> str | None:
     """Put modules back; the name of an attribute that was changed, if one was."""
     return next(iter([name for state in states if (name := state.restore())]), None)
+
+
+def _plain(a: Any) -> Any:
+    """A number or text of NumPy's as one of Python's: in code, it would stand as NumPy prints it.
+
+    Raises:
+        TraceError: if it is of another class that is derived from a plain one.
+    """
+    if type(a).__module__ != "numpy":
+        raise TraceError(f"it passes on a {type(a).__name__}, which is no plain number or text")
+    return a.item()
 
 
 def _autocast() -> tuple[bool, ...]:

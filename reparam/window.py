@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from torch import nn
@@ -174,9 +175,10 @@ def _view(part: Call | Apply) -> tuple[int, int]:
         case Slice():
             cuts = zip(value.start, value.cut, strict=True)
             return max(start + cut for start, cut in cuts) + 1, max(value.stride)
-        case ConvTranspose():
-            axes = zip(value.dilation, value.weight.shape[2:], value.padding, strict=True)
-            return max(step * (count - 1) + 2 * side for step, count, side in axes) + 1, 1
+        case ConvTranspose():  # between two pixels that it reads lie as many results as its stride
+            kernel = value.weight.shape[2:]
+            axes = zip(value.dilation, kernel, value.padding, value.stride, strict=True)
+            return max(ceil((d * (k - 1) + 2 * side) / s) for d, k, side, s in axes) + 1, 1
         case _:
             return max((abs(number) + 1 for number in _given(part)), default=1), 1
 

@@ -1,5 +1,6 @@
 """Rows 12 to 16, 18 and 19: what is used, read or watched more than once."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_row_16_hooks(path: str, kind: str, change: Callable[[Any], Any] | None)
     model = trained(nn.Sequential(conv_norm(), nn.ReLU(), conv_norm()))
     hook = Watch(change)
     getattr(model.get_submodule(path), kind)(hook)
-    fused = stays(model, "it has forward hooks", call=path)
+    fused = stays(model, "it has hooks", call=path)
     hook.count = 0
     fused(IMAGE)
     assert hook.count == 1
@@ -164,6 +165,20 @@ def test_row_16_hooks_of_the_model_itself() -> None:
     assert (before.count, after.count) == (1, 1)
 
 
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+@pytest.mark.parametrize("path", ["0.1", "0", ""], ids=["batch norm", "around", "the model itself"])
+def test_row_16_backward_hooks(path: str, kind: str) -> None:
+    model = trained(nn.Sequential(conv_norm(), nn.ReLU(), conv_norm()))
+    seen: list[Any] = []
+    getattr(model.get_submodule(path), kind)(lambda *given: seen.append(given))
+    fused = stays(model, "it has hooks", call=path) if path else fused_exactly(model)
+    for result in (fused, copy.deepcopy(fused)):
+        seen.clear()
+        result(IMAGE.clone().requires_grad_()).sum().backward()
+        assert len(seen) == 1
+    assert [name for name in norms(fused) if name.startswith("2")] == []
+
+
 def test_row_16_hooks_with_keywords() -> None:
     model = trained(nn.Sequential(conv_norm(), nn.ReLU()))
 
@@ -171,7 +186,7 @@ def test_row_16_hooks_with_keywords() -> None:
         return output + len(args)
 
     model[0][0].register_forward_hook(hook, with_kwargs=True, always_call=True)
-    stays(model, "it has forward hooks", call="0.0")
+    stays(model, "it has hooks", call="0.0")
 
 
 def test_row_16_hooks_of_a_module_called_twice() -> None:
@@ -182,7 +197,7 @@ def test_row_16_hooks_of_a_module_called_twice() -> None:
     trained(model)
     hook = Watch(lambda y: y * 2)
     model.pair[0].register_forward_hook(hook)
-    fused = stays(model, "it has forward hooks", call="pair.0")
+    fused = stays(model, "it has hooks", call="pair.0")
     hook.count = 0
     fused(IMAGE)
     assert hook.count == 2

@@ -16,6 +16,7 @@ from reparam.errors import Declined, Rejected
 from reparam.evaluation import Operands
 from reparam.graph import Apply, Call
 from reparam.lift import lift_graph
+from reparam.operators import ConvTranspose
 from reparam.values import Conv, Opaque, Value
 from reparam.verify import EXACT
 from reparam.window import window
@@ -183,6 +184,24 @@ def test_a_kernel_is_seen_however_long_it_is() -> None:
     assert seen.reach == 51
     with pytest.raises(Rejected):
         check(changed(call, lambda value: replace(value, weight=_without_the_last_tap(value))))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(4, 2, 1), (5, 3, 0), (16, 8, 4), (3, 5, 0)]
+)
+def test_each_tap_of_a_transposed_kernel_is_seen(kernel: int, stride: int, padding: int) -> None:
+    """On images of a few pixels: a stride puts as many results between two of them."""
+    layer = nn.ConvTranspose2d(2, 2, kernel, stride, padding)
+    call = calls(layer, drawn(0, 2, 2, 9, 9).float())[-1]
+    value = call.value
+    assert isinstance(value, ConvTranspose)
+    assert window(Operands.of({call: Apply(value, call.inputs)})).reach <= kernel // stride + 2
+    assert check({call: Apply(value, call.inputs)}) <= EXACT
+    for tap in range(kernel):
+        weight = value.weight.clone()
+        weight[..., tap, 0] *= 1.01
+        with pytest.raises(Rejected, match="differs by"):
+            check({call: Apply(replace(value, weight=weight), call.inputs)})
 
 
 def _without_the_last_tap(value: Conv) -> Tensor:

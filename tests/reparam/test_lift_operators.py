@@ -194,7 +194,7 @@ OPAQUE: list[tuple[int, Forward, nn.Module | None, str | None]] = [
     (0, lambda m, x: m.layer(x), nn.RMSNorm((5, 4)), None),
     (2, lambda m, x: F.avg_pool2d(x, x.shape[-1]), None,
         "one of its hyper-parameters is computed in the forward"),
-    (2, lambda m, x: m.layer(x * 2), hooked(nn.AvgPool2d(2)), "it has forward hooks"),
+    (2, lambda m, x: m.layer(x * 2), hooked(nn.AvgPool2d(2)), "it has hooks"),
     (2, lambda m, x: m.layer(x), with_own_forward(nn.AvgPool2d(2)),
         "its class AvgPool2d has a forward of its own"),
     (2, lambda m, x: m.layer(x, output_size=(12, 10)), nn.ConvTranspose2d(4, 3, 2, 2), None),
