@@ -33,17 +33,21 @@ class State:
         """Remember them as they are."""
         self.module = module
         self.attributes = dict(vars(module))
+        self.registries: list[tuple[str, Any, Any]] = []
         self.held: list[tuple[str, Any, Any]] = []
+        self.tensors: list[tuple[str, Tensor, int, Tensor]] = []
         for name, value in self.attributes.items():
+            kind = cast("Any", type(value))
+            if kind in SIMPLE and kind is not tuple:
+                continue
             if name in OF_TORCH:
-                self.held += [(name, value, value.copy())] if hasattr(value, "copy") else []
-            elif type(value) not in SIMPLE:
+                copy = getattr(value, "copy", None)
+                self.registries += [] if copy is None else [(name, value, copy())]
+                continue
+            if kind is not tuple:
                 self.held += [(name, held, _content(held)) for held in _holders(value, DEEPEST)]
-        self.tensors = [
-            (name, tensor, tensor._version, tensor.detach().clone())
-            for name, value in self.attributes.items()
-            for tensor in _tensors(name, value)
-        ]
+            tensors = _tensors(name, value)
+            self.tensors += [(name, t, t._version, t.detach().clone()) for t in tensors]
 
     def restore(self) -> str | None:
         """Put all back; the name of an attribute that was changed, if one was."""
@@ -51,10 +55,10 @@ class State:
         changed: list[str] = []
         if [*now] != [*self.attributes] or not _identical(now.values(), self.attributes.values()):
             changed = [name for name in {**now, **self.attributes} if self._differs(name, now)]
-        for name, holder, content in self.held:
+        filled = [each for each in self.registries if each[1] or each[2]]  # most are empty
+        for name, holder, content in filled + self.held:
             inside = _inside(holder)
-            empty = not inside and not content  # as most are
-            if not empty and list(_items(inside)) != list(_items(content)):
+            if list(_items(inside)) != list(_items(content)):
                 if not _remembers(inside, content):
                     changed.append(name)
                 inside.clear()
@@ -82,7 +86,7 @@ class LayerState:
         own = vars(module)
         holders: list[dict[str, Any]] = [own]
         holders += [own[name] for name in ("_parameters", "_buffers", "_modules") if name in own]
-        self.held = [(holder, dict(holder)) for holder in holders]
+        self.held = [(holder, holder.copy()) for holder in holders]
 
     def changed(self) -> str | None:
         """The name of an attribute that is another one now, if there is one."""
