@@ -167,7 +167,8 @@ def capture(
     except Exception as error:
         name = f"{type(model).__name__}.{method}"
         raise UntracedError(name, explained(model, error)) from error
-    kept = bind(graph, parameters, dir(model), tensors, others)
+    taken = dir(model) if tensors else ()  # to list all parts takes long
+    kept = bind(graph, parameters, taken, tensors, others)
     captured = Capture(model, graph, tracer.untraced, tracer.tensors | kept, tracer.called)
     rebind(graph, captured.attribute)
     return captured
