@@ -24,6 +24,7 @@ from reparam.lower_operators import (
     copied,
     operator_module,
     parameter,
+    write_call,
     write_nothing,
     write_operator,
     write_padding,
@@ -174,7 +175,7 @@ class _Lowerer:
         if isinstance(value.target, nn.Module):
             assert value.path is not None, "a module has a place in the model"
             path = self._keep(value.path, as_it_is=value.pinned)
-            return self.graph.call_module(path, args, kwargs)
+            return write_call(self.graph, path, args, kwargs)
         return self.graph.call_function(value.target, args, kwargs)
 
     def _conv(self, call: Call, conv: Conv, x: fx.Node) -> fx.Node:
@@ -191,15 +192,14 @@ class _Lowerer:
                 operator.sub, (x, self._buffer(f"{name}_border", constant, dtype))
             )
             bias = border_bias(conv)
-        symmetric = conv.symmetric
-        if not symmetric:
+        if not conv.symmetric:
             x = write_padding(self.graph, x, conv.padding, conv.padding_mode)
         out, inner = conv.out_channels, conv.in_channels
         if conv.n == 0:
             module = blank(nn.Linear, inner, out, bias=bias is not None)
         else:
-            padding = tuple(before for before, _ in conv.padding) if symmetric else 0
-            mode = conv.padding_mode if symmetric else "zeros"
+            padding = tuple(before for before, _ in conv.padding) if conv.symmetric else 0
+            mode = conv.padding_mode if conv.symmetric else "zeros"
             module = blank(
                 MODULES[conv.n], inner, out, conv.kernel, conv.stride, padding, conv.dilation,
                 conv.groups, bias=bias is not None, padding_mode=mode,
@@ -209,7 +209,7 @@ class _Lowerer:
         module._parameters["weight"] = parameter(conv.weight, dtype, call)
         if bias is not None:
             module._parameters["bias"] = parameter(bias, dtype, call)
-        return self.graph.call_module(name, (x,))
+        return write_call(self.graph, name, (x,))
 
     def _affine(self, name: str, conv: Conv, x: fx.Node, call: Call) -> fx.Node:
         """A scale and shift per channel, as a product and a sum."""

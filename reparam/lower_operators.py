@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from reparam.arguments import give
 from reparam.functions import Sides
 from reparam.graph import Call
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Operator, Pad, Slice
@@ -89,6 +90,15 @@ def _norm(norm: Norm) -> Any:
     if norm.kind == "group":
         return blank(nn.GroupNorm, norm.groups, norm.channels, eps, affine)
     return blank(nn.LayerNorm, norm.channels, eps, affine, norm.bias is not None)
+
+
+def write_call(
+    graph: fx.Graph, path: str, args: tuple[fx.Node, ...], kwargs: dict[str, Any] | None = None
+) -> fx.Node:
+    """Add the call of a module to a graph, without fx's search of the arguments."""
+    node = graph.create_node("call_module", path, kwargs=kwargs)
+    give(node, args)
+    return node
 
 
 def write_operator(
