@@ -14,6 +14,7 @@ from typing import Annotated, Any, cast
 
 import torch
 import typer
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -25,9 +26,25 @@ import fastvit_models
 import reparam
 
 
+class UnreadableImageError(typer.BadParameter):
+    """Names an image in one sentence, also when a worker sends it on inside a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
 def published_size(model: str) -> int:
     """Height and width, in pixels, of the images that a family was published with."""
     return 256 if model.startswith("fastvit") else 224
+
+
+def read_image(path: str) -> Image.Image:
+    """The colours of an image."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # Pillow raises errors of many types
+        raise UnreadableImageError(f"{path} can't be read: {error}") from error
 
 
 def read_images(root: Path, split: str, size: int, **augmentation: Any) -> Any:
@@ -39,6 +56,7 @@ def read_images(root: Path, split: str, size: int, **augmentation: Any) -> Any:
         images: Any = create_dataset("torch/image_folder", str(root / split), search_split=False)
     except FileNotFoundError as error:  # no folders, or one without images
         raise typer.BadParameter(str(error)) from None
+    images.loader = read_image
     try:
         images.transform = create_transform(
             size, is_training=split == "train", interpolation="bicubic", **augmentation
@@ -52,8 +70,19 @@ def require_one_set_of_classes(trained: list[str], given: list[str]) -> list[str
     """The classes of two sets of images, if these are the same ones."""
     if trained != given:
         others = sorted({*trained} ^ {*given})[:5]
-        raise typer.BadParameter(f"val has not the classes that were trained: {others} differ")
+        how = f"not the classes that were trained: {others} differ"
+        if not others:
+            how = "the classes that were trained in another order"
+        raise typer.BadParameter(f"val has {how}")
     return trained
+
+
+def require_classes_of(checkpoint: Path, given: list[str]) -> None:
+    """Refuse images of other classes than examples/train.py wrote beside the weights."""
+    names = torch.load(checkpoint, map_location="cpu", weights_only=True).get("classes", given)
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise typer.BadParameter(f"'classes' in {checkpoint} is no list of names: leave it out")
+    require_one_set_of_classes([*names], given)
 
 
 @torch.inference_mode()
@@ -108,8 +137,7 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load(model, checkpoint, len(held_out.classes), distilled).to(device)
     if checkpoint is not None and checkpoint.suffix != ".safetensors":
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)  # as `load` did
-        require_one_set_of_classes(content.get("classes", held_out.classes), held_out.classes)
+        require_classes_of(checkpoint, held_out.classes)
     fused = reparam.compile(trained)
     loader = DataLoader(held_out, batch_size, num_workers=workers)
     progress = track(loader, "Images", console=Console(stderr=True))

@@ -18,6 +18,7 @@ transformers & distillation through attention", ICML 2021, equation 3, for hard 
 # timm does not say what its packages export.
 # pyright: reportPrivateImportUsage=false
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -30,6 +31,7 @@ from accelerate.utils import set_seed
 from evaluate import predict, published_size, read_images, require_one_set_of_classes
 from resumable import Run
 from timm.data import Mixup
+from timm.models import load_checkpoint
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -121,13 +123,19 @@ def create_teacher(recipe: Recipe, classes: int) -> nn.Module | None:
     if recipe.teacher is None:
         return None
     file = recipe.teacher_checkpoint
+    own: dict[str, Any] = {"pretrained": True} if file is None else {"num_classes": classes}
     try:
-        if file is None:
-            teacher = timm.create_model(recipe.teacher, pretrained=True)
-        else:
-            teacher = timm.create_model(recipe.teacher, checkpoint_path=file, num_classes=classes)
-    except RuntimeError as error:  # a name, or weights, that are not timm's
+        teacher = timm.create_model(recipe.teacher, **own)
+    except RuntimeError as error:  # a name that is not timm's, or one without weights
         raise typer.BadParameter(f"--teacher: {error}") from None
+    try:
+        if file is not None:
+            load_checkpoint(teacher, file)
+    except Exception as error:  # files that are no checkpoints fail in many ways
+        raise typer.BadParameter(
+            f"--teacher-checkpoint: {file} holds no plain state dict of a {recipe.teacher} "
+            f"with {classes} classes"
+        ) from error
     if teacher.num_classes != classes:
         raise typer.BadParameter(
             f"the teacher knows {teacher.num_classes} classes, and train has {classes}: "
@@ -291,7 +299,9 @@ def main(
     teacher_checkpoint: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Its weights.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Of weights, order and augmentation.")
+    ] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Reading processes, for each.")] = 4,
     save_every: Annotated[int, typer.Option(min=1, help="Steps from state to state.")] = 1000,
     log_every: Annotated[int, typer.Option(min=1, help="Steps from line to line.")] = 50,
@@ -301,6 +311,8 @@ def main(
         raise typer.BadParameter("--batch-size is odd: mixup mixes pairs")
     if warmup_epochs >= epochs:
         raise typer.BadParameter("--warmup-epochs leaves no epochs: give fewer than --epochs")
+    if teacher is None and teacher_checkpoint is not None:
+        raise typer.BadParameter("--teacher-checkpoint is of no use alone: give --teacher")
     # Processes of one launch would not find each other on CPUs if it were not said.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if accelerator.gradient_accumulation_steps != 1:
@@ -325,7 +337,10 @@ def main(
         teacher_checkpoint=None if teacher_checkpoint is None else str(teacher_checkpoint),
         seed=seed,
     )
-    train(accelerator, images, recipe, output, workers, save_every, log_every)
+    try:
+        train(accelerator, images, recipe, output, workers, save_every, log_every)
+    except FloatingPointError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import typer
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 import fastvit_models
@@ -119,12 +121,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(digits: Path, tmp_path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Call an example in this process."""
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import an example by its name, as they import each other."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return __import__
+
+
+@pytest.fixture
+def run(example: Any) -> Any:
+    """Call an example in this process."""
 
     def call(script: str, *arguments: object) -> Any:
-        module: Any = __import__(script)
+        module = example(script)
         app = typer.Typer(pretty_exceptions_enable=False)
         app.command()(module.main)
         return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "300"})
@@ -193,13 +201,21 @@ def test_what_a_run_refuses(tmp_path: Path, run: Any) -> None:
     (root / "train" / "four").mkdir()
     assert "Found no valid file for the classes four" in said(root, tmp_path / "d", *options)
     assert "--warmup-epochs leaves no epochs" in said(root, tmp_path / "d", "--epochs", 5)
+    assert "--seed" in said(root, tmp_path / "d", *options, "--seed", -1)
+    (tmp_path / "empty.pth").touch()
+    assert "give --teacher" in said(
+        root, tmp_path / "d", *options, "--teacher-checkpoint", tmp_path / "empty.pth"
+    )
 
 
 def test_a_loss_that_is_no_number_leaves_nothing_behind(tmp_path: Path, run: Any) -> None:
     root = write_digits(tmp_path / "digits", 300)
     wild = ("--model", "repvgg_a0", *SMALL, *SHORT, "--learning-rate", "1e30")
     result = run("train", root, tmp_path / "run", *wild)
-    assert isinstance(result.exception, FloatingPointError)
+    assert result.exit_code == 1
+    (said,) = [line for line in result.output.splitlines() if "step" in line]
+    assert re.fullmatch(r"the loss is (nan|inf) at step \d+: lower the learning rate", said)
+    assert "Traceback" not in result.output
     assert not [*(tmp_path / "run").glob("step-*"), *(tmp_path / "run").glob("*.pth")]
 
 
@@ -208,7 +224,78 @@ def test_a_damaged_image_is_not_passed_over(tmp_path: Path, run: Any) -> None:
     damaged = next((root / "val" / "3").iterdir())
     damaged.write_text("no image")
     result = run("train", root, tmp_path / "run", "--model", "fastvit_t8", *SMALL, *SHORT)
-    assert damaged.name in str(result.exception)
+    assert result.exit_code == 2
+    assert damaged.name in result.output
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_an_image_that_is_cut_short_is_named(
+    tmp_path: Path, example: Any, ending: str, workers: int
+) -> None:
+    evaluate = example("evaluate")
+    file = tmp_path / "val" / "a" / f"0.{ending}"
+    file.parent.mkdir(parents=True)
+    Image.effect_noise((64, 64), 100).save(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    images = DataLoader(evaluate.read_images(tmp_path, "val", 32), num_workers=workers)
+    with pytest.raises(typer.BadParameter) as raised:
+        evaluate.predict([torch.nn.Flatten()], images, torch.device("cpu"))
+    assert re.fullmatch(
+        rf"{re.escape(str(file))} can't be read: image file is truncated.*", raised.value.message
+    )
+
+
+class Hostile:
+    """Pickled, it asks for a function to be called."""
+
+    def __reduce__(self) -> Any:
+        return print, ("called",)
+
+
+@pytest.mark.parametrize("content", ["", "text", "hostile", "others", "list"])
+def test_a_teachers_file_that_can_not_be_taken_is_named(
+    tmp_path: Path, example: Any, content: str
+) -> None:
+    train, file = example("train"), tmp_path / "teacher.pth"
+    contents: dict[str, Any] = {
+        "hostile": Hostile(),
+        "others": torch.nn.Linear(2, 2).state_dict(),
+        "list": [1],
+    }
+    if content in contents:
+        torch.save(contents[content], file)
+    else:
+        file.write_text(content)
+    fields: dict[str, Any] = dict.fromkeys(train.Recipe.__dataclass_fields__)
+    fields |= {"teacher": "mobilenetv3_small_050", "teacher_checkpoint": str(file)}
+    with pytest.raises(typer.BadParameter) as raised:
+        train.create_teacher(train.Recipe(**fields), 10)
+    assert raised.value.message == (
+        f"--teacher-checkpoint: {file} holds no plain state dict of a mobilenetv3_small_050 "
+        "with 10 classes"
+    )
+
+
+def test_classes_in_a_file_are_looked_at(tmp_path: Path, example: Any) -> None:
+    require, file = example("evaluate").require_classes_of, tmp_path / "model.pth"
+
+    def refused(classes: Any) -> str:
+        torch.save({"state_dict": {}, "classes": classes}, file)
+        with pytest.raises(typer.BadParameter) as raised:
+            require(file, ["a", "b"])
+        return raised.value.message
+
+    assert refused(["b", "a"]) == "val has the classes that were trained in another order"
+    assert refused(("b", "a")) == "val has the classes that were trained in another order"
+    assert "classes that were trained: ['b', 'c'] differ" in refused(["a", "c"])
+    for wrong in (5, torch.zeros(2), [0, 1], None):
+        assert refused(wrong) == f"'classes' in {file} is no list of names: leave it out"
+    for right in (["a", "b"], ("a", "b")):
+        torch.save({"classes": right}, file)
+        require(file, ["a", "b"])
+    torch.save({}, file)
+    require(file, ["a", "b"])
 
 
 def test_published_weights_are_for_their_own_classes(
