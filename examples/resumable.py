@@ -9,6 +9,18 @@ from typing import Any
 
 import typer
 from accelerate import Accelerator
+from accelerate.utils import load
+
+ANEW = "start anew in another folder"
+"""What is left to do where a run can't go on to the same weights."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and only where that changes something."""
+    if not path.exists() or path.read_bytes() != content:
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(content)
+        partial.replace(path)
 
 
 @dataclass
@@ -35,22 +47,22 @@ class Run:
         self.progress = Progress()
         accelerator.register_for_checkpointing(self.progress)
         if self._settings.exists():
-            was = json.loads(self._settings.read_text())
+            was = self._begun_with()
             names = [name for name, value in self._recipe.items() if was.get(name) != value]
             if names:
                 raise typer.BadParameter(f"{folder} holds a run with other {', '.join(names)}")
+        elif self._states():
+            raise typer.BadParameter(f"{self._settings} is missing: {ANEW}")
 
     def begin(self) -> None:
         """Load the latest state, if there is one, and forget what was logged after it."""
-        states = sorted(self.folder.glob("step-*"))
-        if states:
-            self._accelerator.load_state(str(states[-1]))
+        if states := self._states():
+            self._load(states[-1])
             self._accelerator.print(f"going on from step {self.progress.step}")
         if self._accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._settings.write_text(json.dumps(dict(self._recipe), indent=2))
-            lines = [*self._logged()]
-            self._log.write_text("".join(lines))
+            write_whole(self._settings, json.dumps(dict(self._recipe), indent=2).encode())
+            write_whole(self._log, b"".join(self._logged()))
 
     def save(self) -> None:
         """Write the state of all processes; it gets its name when it is whole."""
@@ -82,8 +94,38 @@ class Run:
     def _log(self) -> Path:
         return self.folder / "log.jsonl"
 
-    def _logged(self) -> Iterator[str]:
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+    def _begun_with(self) -> dict[str, Any]:
+        """The recipe that the folder says its run has."""
+        try:
+            was = json.loads(self._settings.read_bytes())
+        except ValueError:
+            was = None
+        if not isinstance(was, dict):
+            raise typer.BadParameter(f"{self._settings} is damaged: {ANEW}")
+        return was
+
+    def _load(self, state: Path) -> None:
+        """Load a state, of which no part may be missing."""
+        random = state / f"random_states_{self._accelerator.process_index}.pkl"
+        try:
+            if "torch_manual_seed" not in load(random):  # accelerate would go on without it
+                raise KeyError(random.name)
+            self._accelerator.load_state(str(state))
+        except Exception as error:  # each part has its own way to be damaged
+            name = type(error).__name__
+            raise typer.BadParameter(f"{state} is damaged ({name}): {ANEW}") from error
+
+    def _logged(self) -> Iterator[bytes]:
         """The lines up to the step that is done, but one that a kill has cut short."""
-        for line in self._log.read_text().splitlines(True) if self._log.exists() else ():
-            if line.endswith("\n") and json.loads(line)["step"] <= self.progress.step:
-                yield line
+        lines = self._log.read_bytes().splitlines(True) if self._log.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.endswith(b"\n") and json.loads(line)["step"] <= self.progress.step:
+                    yield line
+            except (ValueError, TypeError, KeyError):
+                raise typer.BadParameter(
+                    f"line {number} of {self._log} is damaged: delete it to go on"
+                ) from None

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import psutil
 import pytest
 import torch
 import typer
+from accelerate import Accelerator
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
@@ -244,6 +247,95 @@ def test_an_image_that_is_cut_short_is_named(
     assert re.fullmatch(
         rf"{re.escape(str(file))} can't be read: image file is truncated.*", raised.value.message
     )
+
+
+@pytest.fixture
+def begun(tmp_path: Path, example: Any) -> Any:
+    """The folder of a run that was stopped behind step 2, and what starts it again."""
+    folder = tmp_path / "run"
+
+    def begin() -> Any:
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        layer = torch.nn.Linear(2, 2)
+        accelerator.prepare(layer, torch.optim.SGD(layer.parameters()))
+        run = example("resumable").Run(folder, {"seed": 0}, accelerator)
+        run.begin()
+        return run
+
+    first = begin()
+    for step in (1, 2, 3):
+        first.progress.step = step
+        first.log(loss=1 / step)
+        if step == 2:
+            first.save()
+    return folder, begin
+
+
+def test_a_run_that_starts_again_keeps_its_files_whole(
+    begun: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, again = begun
+    was = {name: (folder / name).read_bytes() for name in ("recipe.json", "log.jsonl")}
+
+    def disk_is_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", disk_is_full)
+        with pytest.raises(OSError, match="No space"):
+            again()
+    assert was == {name: (folder / name).read_bytes() for name in was}
+    again()
+    assert [line["step"] for line in logged(folder)] == [1, 2]
+    assert not [*folder.glob("*.partial")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", disk_is_full)
+        again()  # there is nothing to write
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.json", b"{"),
+        ("recipe.json", b"[]"),
+        ("recipe.json", b"\xff"),
+        ("recipe.json", None),
+        ("log.jsonl", b"junk\n"),
+        ("log.jsonl", b"[]\n"),
+        ("log.jsonl", b'{"loss": 1}\n'),
+        ("step-000000002/model.safetensors", b"cut"),
+        ("step-000000002/model.safetensors", None),
+        ("step-000000002/custom_checkpoint_0.pkl", b"garbage"),
+        ("step-000000002/custom_checkpoint_0.pkl", None),
+        ("step-000000002/optimizer.bin", b""),
+        ("step-000000002/optimizer.bin", None),
+        ("step-000000002/random_states_0.pkl", b"garbage"),
+        ("step-000000002/random_states_0.pkl", pickle.dumps({}, 2)),
+        ("step-000000002/random_states_0.pkl", None),
+    ],
+)
+def test_a_run_whose_state_is_damaged_is_refused(
+    begun: Any, name: str, content: bytes | None
+) -> None:
+    folder, again = begun
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(typer.BadParameter) as raised:
+        again()
+    assert str(folder / name.partition("/")[0]) in raised.value.message
+    advice = "delete it to go on" if name == "log.jsonl" else "start anew in another folder"
+    assert raised.value.message.endswith(advice)
+    assert "\n" not in raised.value.message
+
+
+def test_an_empty_state_is_refused(begun: Any) -> None:
+    folder, again = begun
+    shutil.rmtree(folder / "step-000000002")
+    (folder / "step-000000002").mkdir()
+    with pytest.raises(typer.BadParameter, match="start anew in another folder"):
+        again()
 
 
 class Hostile:
