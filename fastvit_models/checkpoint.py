@@ -1,26 +1,18 @@
-"""Load a checkpoint whole, or not at all.
+"""Load a checkpoint whole, or not at all."""
 
-A file is untrusted input: it is read as safetensors or as a pickle of tensors alone
-(`torch.load(weights_only=True)`), and never by a reader that could run code.
-"""
-
-import io
 import os
-import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
 
 from fastvit_models import fused
+from fastvit_models.checkpoint_file import read_state_dict
 from fastvit_models.errors import CheckpointError
-
-NESTED_UNDER = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where training scripts keep the weights; averaged ones first: published figures are theirs."""
 
 WRAPPERS = r"^(?:module\.|_orig_mod\.)+"
 """What DistributedDataParallel and torch.compile put in front of a name."""
@@ -56,7 +48,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     shape than the model's.
     """
     path = Path(path)
-    released = _state_dict(path)
+    released = read_state_dict(path)
     mark = fused.marked(released)
     if mark and not isinstance(model, fx.GraphModule):
         raise CheckpointError(
@@ -104,68 +96,6 @@ def rename_keys(keys: Iterable[str], rows: Iterable[tuple[str, str]]) -> dict[st
             name = re.sub(pattern, replacement, name)
         renamed[key] = name
     return renamed
-
-
-def _state_dict(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in the file, under the file's names."""
-    content = _unnest(_read(path))
-    advice = f"save a state dict, at its top or under one of {', '.join(NESTED_UNDER)}"
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}: {advice}")
-    entries = cast(Mapping[object, object], content)
-    for key, value in entries.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise CheckpointError(f"{path} holds a {kind} as {key!r}, not tensors alone: {advice}")
-    return cast(Mapping[str, Tensor], entries)
-
-
-def _unnest(content: object) -> object:
-    for _ in NESTED_UNDER:  # and no deeper: a hostile pickle may contain itself
-        if isinstance(content, Mapping):
-            outer = cast(Mapping[object, object], content)
-            inner = (outer[key] for key in NESTED_UNDER if isinstance(outer.get(key), Mapping))
-            content = next(inner, outer)
-    return content
-
-
-def _read(path: Path) -> object:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}): check the path"
-        ) from error
-    return (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(data, path)
-
-
-def _read_safetensors(data: bytes, path: Path) -> object:
-    try:
-        from safetensors import SafetensorError
-        from safetensors import torch as safetensors
-    except ImportError as error:
-        raise CheckpointError(f"{path} needs safetensors (extra `hub`): pip install it") from error
-    try:
-        return safetensors.load(data)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is damaged, or no safetensors file: fetch it again"
-        ) from error
-
-
-def _read_pickle(data: bytes, path: Path) -> object:
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL (\S+)", str(error))
-        asks_for = f" (it asks for {culprit[1]})" if culprit else ""
-        # Not chained: torch's own message goes on to recommend the reader that runs code.
-        raise CheckpointError(
-            f"{path} is refused, and nothing in it was run: it is no pickle of tensors alone"
-            f"{asks_for}; if you trust its source, save its state dict as safetensors"
-        ) from None
-    except Exception as error:  # on hostile bytes the reader raises whatever it trips over
-        raise CheckpointError(f"{path} is damaged, or no checkpoint: fetch it again") from error
 
 
 def _rename(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -295,6 +295,31 @@ def test_a_truncated_file(
     assert "is damaged" in refusal(model, path)
 
 
+def test_a_hole_in_a_file(model: nn.Module, state: dict[str, Tensor], tmp_path: Path) -> None:
+    """What a download that broke off and went on leaves: right sizes, wrong numbers."""
+    path = save(state, tmp_path / "hole.pth")
+    data = path.read_bytes()
+    start = data.index(state["final_conv.se.expand.weight"].numpy().tobytes())
+    path.write_bytes(data[:start] + bytes(1024) + data[start + 1024 :])
+    assert torch.load(path).keys() == state.keys()
+    assert "is damaged" in refusal(model, path)
+
+
+@pytest.mark.parametrize("form", ["legacy", "zip without checksums"])
+def test_files_without_checksums(
+    model: nn.Module, state: dict[str, Tensor], tmp_path: Path, form: str
+) -> None:
+    computes = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = tmp_path / "own.pth"
+        torch.save(state, path, _use_new_zipfile_serialization=form != "legacy")
+    finally:
+        torch.serialization.set_crc32_options(computes)
+    load_checkpoint(model, path)
+    assert_holds(model, state)
+
+
 @pytest.mark.parametrize("name", ["page.safetensors", "page.pth"])
 def test_a_web_page(model: nn.Module, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
