@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from fastvit_models.checkpoint import rename_keys
-from fastvit_models.errors import ModelOptionError
+from fastvit_models.options import check_options
 
 KeyRows = tuple[tuple[str, str], ...]
 """(pattern, replacement) rows, applied in order: from the names of others to those here."""
@@ -114,17 +114,17 @@ class Classifier(Backbone):
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh head for other classes in place of the old one; for 0, none at all.
 
-        Raises `ModelOptionError` for a negative number.
+        Raises `ModelOptionError`, and leaves the model as it was, for what is no number of classes.
         """
         check_options(num_classes=num_classes)
-        self.num_classes = num_classes
+        head = self.make_head(num_classes) if num_classes else nn.Identity()
+        head.to(next(self.stem.parameters())).train(self.training)
         del self.head  # so that the new one comes last, as it runs
-        self.head = self.make_head() if num_classes else nn.Identity()
-        self.head.to(next(self.stem.parameters())).train(self.training)
+        self.head, self.num_classes = head, num_classes
 
-    def make_head(self) -> nn.Module:
+    def make_head(self, num_classes: int) -> nn.Module:
         """A head with fresh weights: `(N, num_features)` → `(N, num_classes)`."""
-        return nn.Linear(self.num_features, self.num_classes)
+        return nn.Linear(self.num_features, num_classes)
 
 
 class FeatureExtractor(Backbone):
@@ -144,18 +144,6 @@ def assembled(
     model = Classifier(parts, num_features)
     model.reset_classifier(num_classes)
     return model
-
-
-def check_options(
-    *, num_classes: int = 0, in_channels: int = 1, drop_path_rate: float = 0.0
-) -> None:
-    """Raise `ModelOptionError` for a value out of range."""
-    if num_classes < 0:
-        raise ModelOptionError(f"num_classes is {num_classes}: give at least 0, which is no head")
-    if in_channels < 1:
-        raise ModelOptionError(f"in_channels is {in_channels}: give at least 1")
-    if not 0 <= drop_path_rate < 1:
-        raise ModelOptionError(f"drop_path_rate is {drop_path_rate}: give at least 0, less than 1")
 
 
 def describe_stages(widths: Sequence[int], modules: Sequence[str] | None = None) -> FeatureInfo:

@@ -17,7 +17,6 @@ from fastvit_models.backbone import (
     Classifier,
     FeatureExtractor,
     Parts,
-    check_options,
     describe_stages,
 )
 from fastvit_models.blocks import BLOCK_KEYS, MobileOneBlock, truncated_normal
@@ -30,6 +29,7 @@ from fastvit_models.fastvit_blocks import (
     PoolingMixer,
     RepMixer,
 )
+from fastvit_models.options import check_options
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class FastViT(Classifier):
         """Images `(N, in_channels, H, W)` → the last map, `(N, num_features, ⌈H/32⌉, ⌈W/32⌉)`."""
         return self.final_conv(super().forward_features(x))
 
-    def make_head(self) -> nn.Module:
+    def make_head(self, num_classes: int) -> nn.Module:
         """A head with fresh weights: `(N, num_features)` → `(N, num_classes)`."""
-        return super().make_head().apply(truncated_normal)
+        return super().make_head(num_classes).apply(truncated_normal)
 
 
 class FastViTFeatures(FeatureExtractor):

@@ -13,6 +13,7 @@ from fastvit_models import fastvit, hub, mobileone, repvgg, repvit
 from fastvit_models.backbone import Classifier
 from fastvit_models.checkpoint import load_checkpoint
 from fastvit_models.errors import ModelOptionError, UnknownModelError
+from fastvit_models.options import check_options
 
 FAMILIES = (
     (fastvit.create_fastvit, fastvit.VARIANTS),
@@ -47,8 +48,8 @@ def create_model(name: str, *, pretrained: bool = False, **options: object) -> n
     Raises `UnknownModelError`, which suggests the nearest names, `ModelOptionError`, and
     `CheckpointError` for weights that can't be fetched.
     """
-    if name not in MODELS:
-        close = difflib.get_close_matches(name.lower(), MODELS)
+    if name not in list_models():  # a list, which any object can be looked up in
+        close = difflib.get_close_matches(str(name).lower(), MODELS)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise UnknownModelError(f"no model is named {name!r}: {hint}list_models() lists them all")
     factory = MODELS[name]
@@ -75,6 +76,7 @@ def _pretrained(name: str, factory: Factory, options: dict[str, object]) -> nn.M
         options.pop("num_classes", CLASSES),
         options.pop("features_only", False),
     )
+    check_options(num_classes=classes)  # before anything is fetched
     model = cast("Classifier", factory(**options))
     load_checkpoint(model, hub.fetch(name))
     if features_only:

@@ -12,10 +12,10 @@ from fastvit_models.backbone import (
     FeatureExtractor,
     Parts,
     assembled,
-    check_options,
     describe_stages,
 )
 from fastvit_models.blocks import STAGE_KEYS, STAGE_WIDTHS, MobileOneBlock
+from fastvit_models.options import check_options
 
 
 @dataclass(frozen=True)

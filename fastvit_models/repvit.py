@@ -14,10 +14,10 @@ from fastvit_models.backbone import (
     Classifier,
     FeatureExtractor,
     Parts,
-    check_options,
     describe_stages,
 )
 from fastvit_models.blocks import ConvBN, DropPath, SqueezeExcite, truncated_normal
+from fastvit_models.options import check_options
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,11 @@ class RepViT(Classifier):
         self.distillation = distillation
         self.reset_classifier(num_classes)
 
-    def make_head(self) -> nn.Module:
+    def make_head(self, num_classes: int) -> nn.Module:
         """A head with fresh weights: `(N, num_features)` → `(N, num_classes)`."""
         if self.distillation:
-            return DistilledHead(self.num_features, self.num_classes)
-        head = NormLinear(self.num_features, self.num_classes)
+            return DistilledHead(self.num_features, num_classes)
+        head = NormLinear(self.num_features, num_classes)
         return nn.Sequential(OrderedDict[str, nn.Module](classifier=head))
 
 
@@ -190,17 +190,19 @@ def create_repvit(
     num_classes: int = 1000,
     in_channels: int = 3,
     features_only: bool = False,
-    drop_path_rate: float = 0.0,
+    drop_path_rate: float | None = None,
     distillation: bool = False,
 ) -> Classifier | FeatureExtractor:
     """Build a RepViT with fresh weights.
 
     With `features_only` it is a `FeatureExtractor`, for which `num_classes` and `distillation` play
-    no part. `drop_path_rate` is that of the last block, and grows linearly from 0 at the first.
+    no part. `drop_path_rate` is that of the last block, and grows linearly from 0 at the first;
+    the default is none at all.
 
     Raises `ModelOptionError` for a value out of range.
     """
-    check_options(num_classes=num_classes, in_channels=in_channels, drop_path_rate=drop_path_rate)
+    last_rate = 0.0 if drop_path_rate is None else drop_path_rate
+    check_options(num_classes=num_classes, in_channels=in_channels, drop_path_rate=last_rate)
     stem = nn.Sequential(
         OrderedDict[str, nn.Module](
             conv1=ConvBN(in_channels, config.width // 2, 3, stride=2),
@@ -213,7 +215,7 @@ def create_repvit(
     for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
         blocks: list[nn.Module] = []
         for block in range(depth):
-            excited, rate = config.excited(stage, block), drop_path_rate * done / (total - 1)
+            excited, rate = config.excited(stage, block), last_rate * done / (total - 1)
             halves = stage > 0 and block == 0
             made = Downsample(width // 2, excited, rate) if halves else Block(width, excited, rate)
             blocks.append(made)

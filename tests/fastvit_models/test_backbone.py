@@ -46,8 +46,26 @@ def test_another_head(name: str) -> None:
     assert torch.equal(model(x), features.mean((2, 3)))
     headless = fastvit_models.create_model(name, num_classes=0)
     assert headless.state_dict().keys() == model.state_dict().keys()
-    with pytest.raises(ModelOptionError, match="num_classes is -1: give at least 0"):
-        model.reset_classifier(-1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("classes", [-1, 2.5, True, None])
+def test_a_head_that_cannot_be_leaves_the_old_one(name: str, classes: Any) -> None:
+    model: Any = fastvit_models.create_model(name, num_classes=5).eval()
+    head = model.head
+    with pytest.raises(ModelOptionError, match=f"num_classes is {classes}: give an integer of at"):
+        model.reset_classifier(classes)
+    assert model.head is head
+    assert model.num_classes == 5
+
+
+def test_a_head_that_memory_does_not_hold_leaves_the_old_one() -> None:
+    model: Any = fastvit_models.create_model("repvgg_a0", num_classes=5)
+    head = model.head
+    with pytest.raises(RuntimeError):
+        model.reset_classifier(10**15)
+    assert model.head is head
+    assert model.num_classes == 5
 
 
 @pytest.mark.parametrize("name", NAMES)
