@@ -120,9 +120,8 @@ class MobileOneBlock(nn.Module):
         if side_branches and stride == 1 and in_channels == out_channels:
             branches["identity"] = nn.BatchNorm2d(out_channels)
         self.branches = nn.ModuleDict(branches)
-        self.se = (
-            SqueezeExcite(out_channels, out_channels // 16) if squeeze_excite else nn.Identity()
-        )
+        narrow = max(1, out_channels // 16)
+        self.se = SqueezeExcite(out_channels, narrow) if squeeze_excite else nn.Identity()
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from fastvit_models.backbone import (
 from fastvit_models.blocks import BLOCK_KEYS, MobileOneBlock, truncated_normal
 from fastvit_models.errors import ModelOptionError
 from fastvit_models.fastvit_blocks import (
+    HEAD_WIDTH,
     AttentionBlock,
     ConditionalPositionEncoding,
     MetaFormerBlock,
@@ -29,14 +30,27 @@ from fastvit_models.fastvit_blocks import (
     PoolingMixer,
     RepMixer,
 )
-from fastvit_models.options import check_options
+from fastvit_models.options import (
+    check_number,
+    check_options,
+    check_rate,
+    check_stages,
+    check_whole,
+)
+
+TOKEN_MIXERS = ("repmixer", "pooling")
+"""What can mix tokens where attention does not."""
 
 
 @dataclass(frozen=True)
 class FastViTConfig:
-    """What tells the variants apart. A stage has twice the width of the one before it."""
+    """What tells the variants apart. A stage has twice the width of the one before it.
+
+    Raises `ModelOptionError` for what no network can be built of.
+    """
 
     depths: tuple[int, int, int, int]
+    """Blocks of each stage."""
     width: int
     """Channels of the first stage."""
     mlp_ratio: int
@@ -52,6 +66,25 @@ class FastViTConfig:
     """Whether layers have side branches in training, for better accuracy at the same speed."""
     token_mixer: str = "repmixer"
     """What mixes tokens where attention does not; "pooling" is what the paper starts from."""
+
+    def __post_init__(self) -> None:
+        check_stages("depths", self.depths)
+        for stage, depth in enumerate(self.depths):
+            check_whole(f"depths[{stage}]", depth, 0)
+        check_whole("width", self.width, 1)
+        check_whole("mlp_ratio", self.mlp_ratio, 1)
+        check_number("layer_scale", self.layer_scale)
+        check_rate("drop_path_rate", self.drop_path_rate)
+        check_rate("dropout", self.dropout)
+        if self.attention and self.widths[-1] % HEAD_WIDTH:
+            raise ModelOptionError(
+                f"width is {self.width}, which makes {self.widths[-1]} channels where attention "
+                f"is: give one that makes a multiple of {HEAD_WIDTH}"
+            )
+        if self.token_mixer not in TOKEN_MIXERS:
+            raise ModelOptionError(
+                f"token_mixer is {self.token_mixer!r}: give {' or '.join(map(repr, TOKEN_MIXERS))}"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -200,7 +233,7 @@ def _stem(config: FastViTConfig, in_channels: int) -> nn.Sequential:
 def _stages(config: FastViTConfig, drop_path_rate: float) -> nn.ModuleList:
     """The four stages: `downsample` (but in the first), `position` (before attention), `blocks`."""
     blocks = sum(config.depths)
-    rates = iter([drop_path_rate * i / (blocks - 1) for i in range(blocks)])
+    rates = iter([drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)])
     stages = nn.ModuleList()
     for i, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
         attention = config.attention and i == len(config.depths) - 1
@@ -221,11 +254,8 @@ def _block(config: FastViTConfig, width: int, attention: bool, drop_path: float)
     rest = (width, config.mlp_ratio, config.layer_scale, config.dropout, drop_path)
     if attention:
         return AttentionBlock(*rest)
-    match config.token_mixer:
-        case "repmixer":
-            mixer = RepMixer(width, config.layer_scale, config.overparameterized)
-        case "pooling":
-            mixer = PoolingMixer(width, config.layer_scale)
-        case other:
-            raise ModelOptionError(f"token_mixer is {other!r}: give 'repmixer' or 'pooling'")
+    if config.token_mixer == "pooling":
+        mixer = PoolingMixer(width, config.layer_scale)
+    else:
+        mixer = RepMixer(width, config.layer_scale, config.overparameterized)
     return MetaFormerBlock(mixer, *rest)

@@ -186,4 +186,4 @@ def _layer_scale(channels: int, value: float) -> nn.Parameter:
 
     Source: Touvron et al., "Going deeper with Image Transformers", ICCV 2021, equation 4.
     """
-    return nn.Parameter(torch.full((channels, 1, 1), value))
+    return nn.Parameter(torch.full((channels, 1, 1), float(value)))

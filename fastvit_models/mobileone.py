@@ -15,7 +15,7 @@ from fastvit_models.backbone import (
     describe_stages,
 )
 from fastvit_models.blocks import STAGE_KEYS, STAGE_WIDTHS, MobileOneBlock
-from fastvit_models.options import check_options
+from fastvit_models.options import check_number, check_options, check_stages, check_whole
 
 DEPTHS = (2, 8, 10, 1)
 """Units of each stage; a unit is a depthwise 3×3 block, then a pointwise one."""
@@ -23,7 +23,10 @@ DEPTHS = (2, 8, 10, 1)
 
 @dataclass(frozen=True)
 class MobileOneConfig:
-    """What tells the variants apart."""
+    """What tells the variants apart.
+
+    Raises `ModelOptionError` for what no network can be built of.
+    """
 
     multipliers: tuple[float, float, float, float]
     """Channels of each stage over those of `STAGE_WIDTHS`."""
@@ -31,6 +34,14 @@ class MobileOneConfig:
     """k×k convolutions beside each other in every block behind the stem."""
     squeeze_excite: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Units with squeeze-and-excite at the end of each stage."""
+
+    def __post_init__(self) -> None:
+        check_stages("multipliers", self.multipliers)
+        check_stages("squeeze_excite", self.squeeze_excite)
+        for stage, width in enumerate(STAGE_WIDTHS):
+            check_number(f"multipliers[{stage}]", self.multipliers[stage], 1 / width)
+            check_whole(f"squeeze_excite[{stage}]", self.squeeze_excite[stage], 0)
+        check_whole("conv_branches", self.conv_branches, 1)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -2,9 +2,18 @@
 
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import SupportsIndex, TypeGuard, cast
 
+import torch
+
 from fastvit_models.errors import ModelOptionError
+
+STAGES = 4
+"""Of every network here."""
+
+LARGEST = torch.finfo(torch.float32).max
+"""The largest number that weights can hold."""
 
 
 def check_options(
@@ -23,6 +32,19 @@ def check_whole(name: str, value: object, least: int) -> None:
     """Raise `ModelOptionError` for what is no integer of at least `least`."""
     if not _is_whole(value, least):
         raise ModelOptionError(f"{name} is {value!r}: give an integer of at least {least}")
+
+
+def check_stages(name: str, values: object) -> None:
+    """Raise `ModelOptionError` for what has no entry for each of the four stages."""
+    if not isinstance(values, Sequence) or len(cast("Sequence[object]", values)) != STAGES:
+        raise ModelOptionError(f"{name} is {values!r}: give {STAGES} numbers, one for each stage")
+
+
+def check_number(name: str, value: object, least: float = -LARGEST) -> None:
+    """Raise `ModelOptionError` for what is no finite number of at least `least`."""
+    if not _is_real(value) or not least <= value <= LARGEST:
+        bound = f" of at least {least}" if least > -LARGEST else ""
+        raise ModelOptionError(f"{name} is {value!r}: give a finite number{bound}")
 
 
 def check_rate(name: str, value: object) -> None:

@@ -15,12 +15,16 @@ from fastvit_models.backbone import (
     describe_stages,
 )
 from fastvit_models.blocks import STAGE_KEYS, STAGE_WIDTHS, MobileOneBlock
-from fastvit_models.options import check_options
+from fastvit_models.errors import ModelOptionError
+from fastvit_models.options import check_number, check_options, check_stages, check_whole
 
 
 @dataclass(frozen=True)
 class RepVGGConfig:
-    """What tells the variants apart."""
+    """What tells the variants apart.
+
+    Raises `ModelOptionError` for what no network can be built of.
+    """
 
     depths: tuple[int, int, int, int]
     """Blocks of each stage."""
@@ -32,6 +36,14 @@ class RepVGGConfig:
     """Of the convolutions of every other layer, from the third of the network to the 27th."""
     squeeze_excite: bool = False
     """Whether every block has squeeze-and-excite, the stem too."""
+
+    def __post_init__(self) -> None:
+        check_stages("depths", self.depths)
+        for stage, depth in enumerate(self.depths):
+            check_whole(f"depths[{stage}]", depth, 1)
+        check_number("multiplier", self.multiplier, 1 / STAGE_WIDTHS[0])
+        check_number("last_multiplier", self.last_multiplier, 1 / STAGE_WIDTHS[-1])
+        check_whole("groups", self.groups, 1)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -93,12 +105,18 @@ def _block(
     config: RepVGGConfig, in_channels: int, out_channels: int, stride: int, layer: int
 ) -> MobileOneBlock:
     """3×3, 1×1 and identity, a batch norm on each: MobileOne's block with one convolution."""
+    groups = config.groups if layer in GROUPED_LAYERS else 1
+    if in_channels % groups or out_channels % groups:
+        raise ModelOptionError(
+            f"groups is {groups}, and layer {layer} has {in_channels} channels in and "
+            f"{out_channels} out: give a number that divides both"
+        )
     return MobileOneBlock(
         in_channels,
         out_channels,
         3,
         stride=stride,
-        groups=config.groups if layer in GROUPED_LAYERS else 1,
+        groups=groups,
         squeeze_excite=config.squeeze_excite,
         activation=nn.ReLU,
     )

@@ -17,12 +17,15 @@ from fastvit_models.backbone import (
     describe_stages,
 )
 from fastvit_models.blocks import ConvBN, DropPath, SqueezeExcite, truncated_normal
-from fastvit_models.options import check_options
+from fastvit_models.options import check_options, check_stages, check_whole
 
 
 @dataclass(frozen=True)
 class RepViTConfig:
-    """What tells the variants apart. A stage has twice the width of the one before it."""
+    """What tells the variants apart. A stage has twice the width of the one before it.
+
+    Raises `ModelOptionError` for what no network can be built of.
+    """
 
     depths: tuple[int, int, int, int]
     """Blocks of each stage; but in the first, the first of them halves the resolution."""
@@ -30,6 +33,12 @@ class RepViTConfig:
     """Channels of the first stage."""
     excite_last: bool = False
     """Whether the last block of all has squeeze-and-excite."""
+
+    def __post_init__(self) -> None:
+        check_stages("depths", self.depths)
+        for stage, depth in enumerate(self.depths):
+            check_whole(f"depths[{stage}]", depth, 0 if stage == 0 else 1)
+        check_whole("width", self.width, 2)  # the stem's first convolution has half of it
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 import fastvit_models
 import reparam
-from fastvit_models import ModelOptionError
 from fastvit_models.backbone import Backbone, Classifier, FeatureExtractor
 from fastvit_models.fastvit import FastViTConfig, FastViTFeatures, create_fastvit
 from fastvit_models.fastvit_blocks import Attention, ConvFFN, DropPath, RepMixer
@@ -183,12 +182,6 @@ def test_pooling_in_place_of_repmixer() -> None:
     fused = reparam.compile(model)
     assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
     torch.testing.assert_close(fused(x), model(x))
-
-
-def test_an_unknown_mixer_is_refused() -> None:
-    config = FastViTConfig((1, 1, 1, 1), 16, 2, token_mixer="attention")
-    with pytest.raises(ModelOptionError, match="token_mixer is 'attention': give 'repmixer' or"):
-        create_fastvit(config)
 
 
 def test_attention_is_scaled_dot_product_attention() -> None:

@@ -69,6 +69,8 @@ def test_what_can_not_be_fetched() -> None:
         fastvit_models.create_model("repvgg_a0", pretrained=True, in_channels=1)
     with pytest.raises(ModelOptionError, match="pretrained weights have a distilled head"):
         fastvit_models.create_model("repvit_m0_9", pretrained=True, distillation=False)
+    with pytest.raises(ModelOptionError, match="num_classes is '5': give an integer"):
+        fastvit_models.create_model("repvgg_a0", pretrained=True, num_classes="5")
 
 
 def test_repositories_are_timms() -> None:
