@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ WRAPPERS = r"^(?:module\.|_orig_mod\.)+"
 BACKBONE = "backbone."
 """What detection and segmentation frameworks put in front of the names of a model like ours."""
 
+AVERAGED = "n_averaged"
+"""What `torch.optim.swa_utils.AveragedModel` keeps beside a model: how many it is the mean of."""
+
 LISTED = 5
 """How many of the offending tensors a message names."""
 
@@ -36,18 +40,21 @@ class ReleasedElsewhere(Protocol):
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copy every tensor of a checkpoint into `model`, in the model's dtype and on its device.
 
-    The file (`.safetensors`; anything else is read as a pickle) holds a state dict under the names
-    of this package or of the released checkpoints, at its top or nested under `state_dict_ema`,
-    `model_ema`, `state_dict` or `model`. Of the file of a detector or a segmenter, the backbone is
-    meant.
+    The file (safetensors, or a pickle) holds a state dict under the names of this package or of the
+    released checkpoints, at its top or nested under `state_dict_ema`, `model_ema`, `state_dict` or
+    `model`. Of the file of a detector or a segmenter, the backbone is meant; into what is wrapped
+    for several processors or by `torch.compile`, the model inside.
     Only `num_batches_tracked` may be missing. A file of the training form goes into the model, one
-    of the fused form into what the compiler made of it.
+    of the fused form into what the compiler made of it. What a compiled model has saved is for
+    models that the same passes compiled: others may have the same names and shapes for weights that
+    mean something else, which nothing in the file tells.
 
-    Raises `CheckpointError`, and leaves the model as it was, if the file cannot be read, holds
-    more than tensors, is of the other form, or if a tensor is missing, left over or of another
-    shape than the model's.
+    Warns of NaN, infinity and variances below 0, and loads them.
+    Raises `CheckpointError`, and leaves the model as it was, if the file cannot be read, is
+    damaged, holds more than tensors, is of the other form, or if a tensor is missing, left over or
+    of another shape than the model's.
     """
-    path = Path(path)
+    path, model = Path(path), _unwrapped(model)
     released = read_state_dict(path)
     mark = fused.marked(released)
     if mark and not isinstance(model, fx.GraphModule):
@@ -83,6 +90,12 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
                 f"{path} holds numbers that {staged[lost[0]].dtype} has not, in {_listing(lost)}: "
                 "load it into the model in float32; nothing was loaded"
             )
+        if broken := [name for name, value in staged.items() if _is_broken(name, value)]:
+            warnings.warn(
+                f"{path} holds NaN, infinity or a variance below 0, in {_listing(broken)}: check "
+                "the training that it is from; it is loaded all the same",
+                stacklevel=2,
+            )
         for name, value in staged.items():
             targets[name].copy_(value)
 
@@ -98,9 +111,21 @@ def rename_keys(keys: Iterable[str], rows: Iterable[tuple[str, str]]) -> dict[st
     return renamed
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what trains it on several processors, or of `torch.compile`."""
+    while True:
+        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = getattr(model, "module" if parallel else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def _rename(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The same tensors under the model's names."""
     bare = [(re.sub(WRAPPERS, "", key), value) for key, value in tensors.items()]
+    if AVERAGED not in model.state_dict():
+        bare = [(key, value) for key, value in bare if key != AVERAGED]
     if any(key.startswith(BACKBONE) for key, _ in bare):
         bare = [(key.removeprefix(BACKBONE), v) for key, v in bare if key.startswith(BACKBONE)]
     keys = [key for key, _ in bare]
@@ -129,6 +154,19 @@ def _overflows(tensor: Tensor, converted: Tensor) -> bool:
     return bool(tensor.double().isfinite().all())
 
 
+def _is_broken(name: str, value: Tensor) -> bool:
+    """Whether it holds what makes a model return NaN, as a training that diverged leaves it."""
+    if not value.is_floating_point():
+        return False
+    negative = name.endswith("running_var") and bool((value < 0).any())
+    return negative or not bool(value.isfinite().all())
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether it holds integers alone, of whatever dtype."""
+    return not tensor.is_complex() and bool((tensor.double() % 1 == 0).all())
+
+
 def _check_fit(
     tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor], path: Path, model: str
 ) -> None:
@@ -151,6 +189,12 @@ def _check_fit(
             for name in shared
             if targets[name].is_floating_point() and not tensors[name].is_floating_point()
         ],
+        "not of integers": [
+            name
+            for name in shared
+            if not (targets[name].is_floating_point() or targets[name].is_complex())
+            and not _is_whole(tensors[name])
+        ],
     }
     found = [
         f"{len(names)} {what}: {_listing(names)}" for what, names in differences.items() if names
@@ -159,6 +203,8 @@ def _check_fit(
         other = "create the variant, with the options, that it was saved from"
         if fused.normalised(targets) and not fused.normalised(tensors):
             other = "it has no batch norm: if it is the fused form, compile the model first"
+        if any(re.match(WRAPPERS, name) for name in targets):
+            other = "this is a wrapper: load it into the model inside"
         raise CheckpointError(
             f"{path} does not fit this {model}: {'; '.join(found)}; {other}; nothing was loaded"
         )

@@ -38,26 +38,44 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             kind = type(value).__name__
             raise CheckpointError(f"{path} holds a {kind} as {key!r}, not tensors alone: {advice}")
+        if not _is_plain(value):
+            raise CheckpointError(f"{path} holds no plain dense tensor as {key!r}: save such")
     return cast(Mapping[str, Tensor], entries)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it has a number of its own at each place of a rectangle."""
+    special = tensor.is_nested or tensor.is_quantized or tensor.is_meta
+    return not special and tensor.layout is torch.strided
 
 
 def _unnest(content: object) -> object:
     for _ in NESTED_UNDER:  # and no deeper: a hostile pickle may contain itself
         if isinstance(content, Mapping):
             outer = cast(Mapping[object, object], content)
-            inner = (outer[key] for key in NESTED_UNDER if isinstance(outer.get(key), Mapping))
+            inner = (outer[key] for key in NESTED_UNDER if _is_filled(outer.get(key)))
             content = next(inner, outer)
     return content
+
+
+def _is_filled(content: object) -> bool:
+    """Whether it is a mapping that holds anything: some scripts save an average of nothing."""
+    return isinstance(content, Mapping) and bool(cast(Mapping[object, object], content))
 
 
 def _read(path: Path) -> object:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}): check the path"
-        ) from error
-    return (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(data, path)
+    except (OSError, ValueError) as error:  # ValueError for what no path can hold
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path} cannot be read ({reason}): check the path") from error
+    named = path.suffix.lower() == ".safetensors"
+    return (_read_safetensors if named or _begins_safetensors(data) else _read_pickle)(data, path)
+
+
+def _begins_safetensors(data: bytes) -> bool:
+    """Whether there is the length of a header, and the JSON object that is the header."""
+    return int.from_bytes(data[:8], "little") < len(data) and data[8:9] == b"{"
 
 
 def _read_safetensors(data: bytes, path: Path) -> object:

@@ -1,9 +1,10 @@
 """Checkpoints are loaded whole, or refused with the model left as it was."""
 
 import argparse
+import math
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,11 @@ def state() -> dict[str, Tensor]:
 
 
 def random_state(model: nn.Module) -> dict[str, Tensor]:
-    return {
+    drawn = {
         key: torch.randn_like(value) if value.is_floating_point() else torch.full_like(value, 7)
         for key, value in model.state_dict().items()
     }
+    return {k: v.abs() if k.endswith("running_var") else v for k, v in drawn.items()}
 
 
 def save(content: object, path: Path) -> Path:
@@ -99,12 +101,45 @@ def test_own_names_are_not_renamed(variant: str, features_only: bool) -> None:
         lambda state: {f"module.{key}": value for key, value in state.items()},
         lambda state: {"model": {f"module._orig_mod.{k}": v for k, v in state.items()}},
         lambda state: {key: nn.Parameter(v, v.is_floating_point()) for key, v in state.items()},
+        lambda state: {"state_dict_ema": {}, "state_dict": state},
+        lambda state: (
+            {f"module.{k}": v for k, v in state.items()} | {"n_averaged": torch.tensor(3)}
+        ),
     ],
-    ids=["state_dict", "model", "twice", "ema", "module", "compiled", "parameters"],
+    ids=[
+        *("state_dict", "model", "twice", "ema", "module", "compiled", "parameters"),
+        *("empty ema", "averaged"),
+    ],
 )
 def test_wrapped_state_dicts(model: nn.Module, state, tmp_path: Path, wrap) -> None:
     load_checkpoint(model, save(wrap(state), tmp_path / "wrapped.pth"))
     assert_holds(model, state)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, torch.compile, lambda model: torch.compile(nn.DataParallel(model))],
+    ids=["parallel", "compiled", "both"],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_wrapped_model(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    tmp_path: Path,
+    wrap: Callable[[nn.Module], nn.Module],
+    prefix: str,
+) -> None:
+    content = {prefix + key: value for key, value in state.items()}
+    load_checkpoint(wrap(model), save(content, tmp_path / "own.pth"))
+    assert_holds(model, state)
+
+
+def test_a_wrapper_that_keeps_more_than_a_model(
+    model: nn.Module, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    message = refusal(averaged, save(state, tmp_path / "own.pth"))
+    assert "load it into the model inside" in message
 
 
 def test_the_backbone_of_a_segmenter(tmp_path: Path) -> None:
@@ -191,6 +226,64 @@ def test_one_tensor_under_two_names(
     assert "stem.0.branches.scale.conv.weight more than once" in message
 
 
+@pytest.mark.parametrize("name", ["own.pth", "own.SAFETENSORS", "own.bin", "own"])
+def test_safetensors_by_another_name(
+    model: nn.Module, state: dict[str, Tensor], tmp_path: Path, name: str
+) -> None:
+    safetensors.torch.save_file(state, tmp_path / name)
+    load_checkpoint(model, tmp_path / name)
+    assert_holds(model, state)
+
+
+@pytest.mark.parametrize("count", [1 + 2j, math.nan, math.inf, 2.5])
+def test_counters_that_count_nothing(
+    model: nn.Module, state: dict[str, Tensor], tmp_path: Path, count: complex
+) -> None:
+    name = "stem.0.branches.conv0.bn.num_batches_tracked"
+    message = refusal(model, save(state | {name: torch.tensor(count)}, tmp_path / "odd.pth"))
+    assert f"1 not of integers: {name};" in message
+
+
+def test_counters_of_another_dtype(
+    model: nn.Module, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    stored = {key: value.double() for key, value in state.items()}
+    load_checkpoint(model, save(stored, tmp_path / "double.pth"))
+    assert_holds(model, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("head.weight", math.nan),
+        ("head.bias", -math.inf),
+        ("final_conv.branches.conv0.bn.running_var", -1e-3),
+        ("final_conv.branches.conv0.bn.running_mean", math.nan),
+    ],
+)
+def test_numbers_of_a_training_that_diverged(
+    model: nn.Module, state: dict[str, Tensor], tmp_path: Path, name: str, number: float
+) -> None:
+    state[name].view(-1)[0] = number
+    path = save(state, tmp_path / "diverged.pth")
+    with pytest.warns(UserWarning, match=f"a variance below 0, in {name}: check") as caught:
+        load_checkpoint(model, path)
+    assert caught[0].filename == __file__
+    assert torch.equal(model.state_dict()[name].nan_to_num(), state[name].nan_to_num())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_an_error_leaves_the_model_as_it_was(
+    model: nn.Module, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state["head.bias"][0] = math.nan
+    path = save(state, tmp_path / "diverged.pth")
+    with pytest.raises(UserWarning, match="a variance below 0"):
+        load_checkpoint(model, path)
+    assert_holds(model, before)
+
+
 def test_numbers_that_the_models_dtype_has_not(
     model: nn.Module, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -211,9 +304,26 @@ def test_integer_weights(model: nn.Module, state: dict[str, Tensor], tmp_path: P
     assert "1 not of floating point: head.weight (torch.int8)" in message
 
 
-def test_sparse_weights(model: nn.Module, state: dict[str, Tensor], tmp_path: Path) -> None:
-    state["head.weight"] = state["head.weight"].to_sparse()
-    assert "no plain dense tensors" in refusal(model, save(state, tmp_path / "sparse.pth"))
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of what it makes here
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda weight: weight.to_sparse(),
+        lambda weight: torch.nested.nested_tensor([*weight]),
+        lambda weight: weight.to("meta"),
+        lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+    ],
+    ids=["sparse", "nested", "meta", "quantized"],
+)
+def test_weights_that_are_no_dense_tensors(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    tmp_path: Path,
+    make: Callable[[Tensor], Tensor],
+) -> None:
+    state["head.weight"] = make(state["head.weight"])
+    path = save(state, tmp_path / "special.pth")
+    assert "holds no plain dense tensor as 'head.weight'" in refusal(model, path)
 
 
 @pytest.mark.parametrize(
@@ -330,6 +440,7 @@ def test_a_web_page(model: nn.Module, tmp_path: Path, name: str) -> None:
 def test_a_path_that_holds_no_file(model: nn.Module, tmp_path: Path) -> None:
     assert "No such file or directory" in refusal(model, tmp_path / "absent.safetensors")
     assert "Is a directory" in refusal(model, tmp_path)
+    assert "null byte" in refusal(model, tmp_path / "nul\0.pth")
 
 
 def test_a_model_without_storage(state: dict[str, Tensor], tmp_path: Path) -> None:
