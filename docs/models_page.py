@@ -29,6 +29,19 @@ A `FastViTConfig` says what FastViT is made of; `fastvit_models.fastvit.VARIANTS
 ones. `dataclasses.replace(config, overparameterized=False)` has no branches beside each convolution
 in training, and compiles to the same network; `token_mixer="pooling"` has averages of 3×3 pixels in
 the place of RepMixer. `create_fastvit(config)` builds either.
+
+What no network can be built of is refused with a `ModelOptionError` that names the field: by
+`FastViTConfig`, `RepViTConfig`, `MobileOneConfig` and `RepVGGConfig` themselves, and widths that
+RepVGG's `groups` don't divide by `create_repvgg`. Of FastViT any stage may have no blocks at all,
+of RepViT the first.
+
+## Checkpoints
+
+`load_checkpoint` loads a file whole or raises `CheckpointError` and leaves the model as it was; of
+NaN, infinity and variances below 0 it warns. A file of the training form goes into the model, one
+that the originals or timm fused into what `reparam.compile` made of it. What a compiled model has
+saved goes into a model that the same passes compiled: other passes may leave the same names and
+shapes with weights that mean something else, and a state dict does not tell.
 """
 
 

@@ -46,7 +46,7 @@ TOKEN_MIXERS = ("repmixer", "pooling")
 class FastViTConfig:
     """What tells the variants apart. A stage has twice the width of the one before it.
 
-    Raises `ModelOptionError` for what no network can be built of.
+    Raises `ModelOptionError` for a value out of range.
     """
 
     depths: tuple[int, int, int, int]

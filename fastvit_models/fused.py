@@ -39,7 +39,8 @@ def fitted(tensors: Mapping[str, Tensor], model: fx.GraphModule) -> list[tuple[s
     """The tensors of a fused checkpoint under the names of a compiled model.
 
     One of another name goes where just one place is left below the module that it is of; if there
-    is none, it keeps its name. What a compiled model like this one has saved is as it is.
+    is none, it keeps its name. What a compiled model like this one has saved is as it is; so is
+    what one of other passes has saved under the same names, whose weights may mean something else.
     """
     if tensors.keys() == model.state_dict().keys():
         return [*tensors.items()]

@@ -25,7 +25,7 @@ DEPTHS = (2, 8, 10, 1)
 class MobileOneConfig:
     """What tells the variants apart.
 
-    Raises `ModelOptionError` for what no network can be built of.
+    Raises `ModelOptionError` for a value out of range.
     """
 
     multipliers: tuple[float, float, float, float]

@@ -23,7 +23,7 @@ from fastvit_models.options import check_number, check_options, check_stages, ch
 class RepVGGConfig:
     """What tells the variants apart.
 
-    Raises `ModelOptionError` for what no network can be built of.
+    Raises `ModelOptionError` for a value out of range.
     """
 
     depths: tuple[int, int, int, int]

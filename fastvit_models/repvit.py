@@ -24,7 +24,7 @@ from fastvit_models.options import check_options, check_stages, check_whole
 class RepViTConfig:
     """What tells the variants apart. A stage has twice the width of the one before it.
 
-    Raises `ModelOptionError` for what no network can be built of.
+    Raises `ModelOptionError` for a value out of range.
     """
 
     depths: tuple[int, int, int, int]
