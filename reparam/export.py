@@ -159,30 +159,58 @@ def target_file(path: str | os.PathLike[str]) -> Path:
     """
     try:
         target = Path(os.path.realpath(path))
-        folder = target.is_dir()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ExportError(f"can't write {path!r}: {reason}") from error
-    if folder:
-        raise ExportError(f"can't write {path}: it is a folder")
+        raise ExportError(f"can't write {path!r}: {_reason(error)}") from error
+    check_replaceable(target, path)
     if not target.parent.is_dir():
         raise ExportError(f"can't write {path}: there is no folder {target.parent}")
-    if target.exists() and not (target.is_file() and os.access(target, os.W_OK)):
-        raise ExportError(f"can't write {path}: it is not a file that can be replaced")
     return target
 
 
+def check_replaceable(place: Path, told: str | os.PathLike[str] | None = None) -> None:
+    """Refuse to put a file where something is that is none, or that may not be written.
+
+    Args:
+        place: of the file.
+        told: what the caller calls it; by default, the place.
+
+    Raises:
+        ExportError: if there can't be such a file.
+    """
+    told = place if told is None else told
+    try:
+        folder, there = place.is_dir(), place.exists()
+    except (OSError, ValueError) as error:
+        raise ExportError(f"can't write {os.fspath(told)!r}: {_reason(error)}") from error
+    if folder:
+        raise ExportError(f"can't write {told}: it is a folder")
+    if there and not (place.is_file() and os.access(place, os.W_OK)):
+        raise ExportError(f"can't write {told}: it is not a file that can be replaced")
+
+
+def _reason(error: Exception) -> object:
+    return getattr(error, "strerror", None) or error
+
+
 def publish(files: list[Path], target: Path, folder: Path) -> None:
-    """Move files into place, the model last; if one can't be moved, all is as it was."""
+    """Move files into place, the model last; if one can't be moved, all is as it was.
+
+    Raises:
+        ExportError: if there is something else than a file in the place of one.
+        OSError: if one can't be moved.
+    """
     *weights, model = files
+    for file in weights:
+        check_replaceable(target.with_name(file.name))
+    aside = Path(tempfile.mkdtemp(dir=folder))
     kept: list[tuple[Path, Path]] = []
     moved: list[Path] = []
     try:
         for file in weights:
             place = target.with_name(file.name)
             if place.exists():
-                place.replace(folder / "kept")
-                kept.append((folder / "kept", place))
+                place.replace(aside / file.name)
+                kept.append((aside / file.name, place))
             file.replace(place)
             moved.append(place)
         model.replace(target)

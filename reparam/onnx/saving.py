@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from reparam.errors import OnnxError
+from reparam.export import check_replaceable
 from reparam.export_graph import LARGEST_FILE, extra
 from reparam.onnx.reading import OnnxFile, Place, bytes_of, external, tensors
 
@@ -18,10 +19,11 @@ SMALLEST = 1024
 
 
 def check_target(source: OnnxFile, target: Path) -> None:
-    """Refuse a target that would overwrite the weights of a source that stays.
+    """Refuse a target that would overwrite the weights of a source that stays, or a folder.
 
     Raises:
         OnnxError: if some of them lie where the new file, or its weights, are to be.
+        ExportError: if there is no place for a file of weights, and the source has one.
     """
     folder = source.path.parent
     used = {
@@ -36,6 +38,8 @@ def check_target(source: OnnxFile, target: Path) -> None:
             f"{source.path} has its weights in {name}, which writing {target.name} would replace: "
             "give the target another name"
         )
+    if used:
+        check_replaceable(data_file(target))
 
 
 def data_file(path: Path) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import passes
-from reparam import OnnxError, compile_onnx
+from reparam import ExportError, OnnxError, compile_onnx
 from reparam.onnx import saving
 from tests.onnx.files import (
     IMAGE,
@@ -29,6 +29,9 @@ X = draw(2, 4, 9, 8)
 WEIGHTS = {"w": draw(4, 4, 3, 3), **statistics(4)}
 PADS: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
 NODES = [node("Conv", "x w", "a", **PADS), batch_norm("a", "y")]
+BEHIND = [NODES[0], batch_norm("a", "b"), node("Relu", "b", "c"), node("Conv", "c v", "y")]
+WIDER = WEIGHTS | {"v": draw(64, 4, 1, 1)}
+"""A weight that no pass touches."""
 
 
 def held(proto: onnx.ModelProto) -> set[str]:
@@ -142,6 +145,36 @@ def test_a_target_that_would_take_the_weights_of_its_source(tmp_path: Path, targ
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     compile_onnx(tmp_path / "old.onnx", tmp_path / "other.onnx", passes=passes.DEFAULT)
     assert (tmp_path / "new.onnx.data").read_bytes() == before["new.onnx.data"]
+
+
+def test_a_folder_where_the_weights_of_a_target_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays with all that is in it, whether or not it is known beforehand that there are any."""
+    folder = tmp_path / "new.onnx.data"
+    folder.mkdir()
+    (folder / "precious").write_bytes(b"thesis")
+    externally(model(NODES, WEIGHTS), tmp_path / "outside.onnx", location="weights")
+    onnx.save(model(NODES, WEIGHTS), tmp_path / "inside.onnx")
+    compile_onnx(tmp_path / "inside.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
+    monkeypatch.setattr(saving, "LARGEST_FILE", 100)
+    before = sorted(tmp_path.rglob("*"))
+    for source in ("inside.onnx", "outside.onnx"):
+        with pytest.raises(ExportError, match=r"can't write .*new.onnx.data: it is a folder"):
+            compile_onnx(tmp_path / source, tmp_path / "new.onnx", passes=passes.DEFAULT)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (folder / "precious").read_bytes() == b"thesis"
+
+
+def test_a_target_called_like_what_is_put_aside(tmp_path: Path) -> None:
+    """Old weights make place for the new ones, and not on the new model."""
+    externally(model(BEHIND, WIDER), tmp_path / "old.onnx", location="weights")
+    for _ in range(2):
+        compile_onnx(tmp_path / "old.onnx", tmp_path / "kept", passes=passes.DEFAULT)
+    names = {each.name for each in tmp_path.iterdir()}
+    assert names == {"old.onnx", "weights", "kept", "kept.data"}
+    expected, found = (session(tmp_path / n).run(None, {"x": X})[0] for n in ("old.onnx", "kept"))
+    assert np.abs(expected - found).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_more_than_one_message_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -320,6 +320,19 @@ def test_weights_above_the_limit_get_a_file_of_their_own(
     assert_file_is(model, target, IMAGE)
 
 
+def test_a_folder_where_the_weights_would_be_stays(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_graph, "LARGEST_FILE", 100)
+    folder = target.with_name("model.onnx.data")
+    folder.mkdir()
+    (folder / "precious").write_bytes(b"thesis")
+    with pytest.raises(ExportError, match=r"can't write .*model.onnx.data: it is a folder"):
+        export_onnx(nn.Linear(300, 40).eval(), target, torch.randn(2, 300))
+    assert names_in(target.parent) == {"model.onnx.data"}
+    assert (folder / "precious").read_bytes() == b"thesis"
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
