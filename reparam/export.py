@@ -1,6 +1,7 @@
 """Write a model as an ONNX file that has been run, and only then give it its name."""
 
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -195,6 +196,8 @@ def _reason(error: Exception) -> object:
 def publish(files: list[Path], target: Path, folder: Path) -> None:
     """Move files into place, the model last; if one can't be moved, all is as it was.
 
+    One that takes the place of another has the permissions of that.
+
     Raises:
         ExportError: if there is something else than a file in the place of one.
         OSError: if one can't be moved.
@@ -202,6 +205,9 @@ def publish(files: list[Path], target: Path, folder: Path) -> None:
     *weights, model = files
     for file in weights:
         check_replaceable(target.with_name(file.name))
+    for file in files:
+        if (old := target.with_name(file.name)).exists():
+            shutil.copymode(old, file)
     aside = Path(tempfile.mkdtemp(dir=folder))
     kept: list[tuple[Path, Path]] = []
     moved: list[Path] = []

@@ -177,6 +177,18 @@ def test_a_target_called_like_what_is_put_aside(tmp_path: Path) -> None:
     assert np.abs(expected - found).max() < 1e-4 * np.abs(expected).max()
 
 
+def test_whoever_could_not_read_a_file_can_not_read_the_new_one(tmp_path: Path) -> None:
+    externally(model(BEHIND, WIDER), tmp_path / "old.onnx", location="weights")
+    files = [tmp_path / name for name in ("new.onnx", "new.onnx.data")]
+    (tmp_path / "plain").touch()
+    compile_onnx(tmp_path / "old.onnx", files[0], passes=passes.DEFAULT)
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "plain").stat().st_mode}
+    for file, mode in zip(files, (0o600, 0o640), strict=True):
+        file.chmod(mode)
+    compile_onnx(tmp_path / "old.onnx", files[0], passes=passes.DEFAULT)
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o640]
+
+
 def test_more_than_one_message_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is above 2 GB gets a file for its weights; here, what is above 100 bytes."""
     monkeypatch.setattr(saving, "LARGEST_FILE", 100)
