@@ -34,6 +34,10 @@ DTYPES: dict[str, torch.dtype] = {
 ITEM_SIZES = {"COMPLEX64": 8, "COMPLEX128": 16, "UINT16": 2, "UINT32": 4, "UINT64": 8}
 """Bytes of an element, of those types that torch is not asked about."""
 
+BITS = {"INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "FLOAT6E2M3": 6,
+        "FLOAT6E3M2": 6}  # fmt: skip
+"""Of an element, of those types of which several share a byte."""
+
 
 @dataclass(frozen=True)
 class OnnxFile:
@@ -123,8 +127,7 @@ def bytes_of(tensor: Any) -> int:
     """How many bytes a tensor takes, by its type and sizes."""
     name = type_name(tensor)
     size = DTYPES[name].itemsize if name in DTYPES else ITEM_SIZES.get(name, 1)
-    bits = 4 if name in ("INT4", "UINT4", "FLOAT4E2M1") else 8 * size
-    return (prod(tensor.dims) * bits + 7) // 8
+    return (prod(tensor.dims) * BITS.get(name, 8 * size) + 7) // 8
 
 
 def read(path: Path) -> OnnxFile:
@@ -211,7 +214,7 @@ def _check(tensor: Any, path: Path) -> None:
 def _listed(tensor: Any) -> int:
     """How many elements a tensor lists one by one."""
     name = type_name(tensor)
-    packed = name in ("INT4", "UINT4", "FLOAT4E2M1")
+    packed = BITS.get(name) in (2, 4)  # those of 6 bits have an entry each
     if packed or name == "UNDEFINED":
         return prod(tensor.dims)  # nobody here reads those
     field = extra("onnx.helper").tensor_dtype_to_field(tensor.data_type)

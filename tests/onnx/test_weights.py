@@ -77,6 +77,28 @@ def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
     made.same(x=X, w=draw(4, 4, 3, 3, seed=9))
 
 
+@pytest.mark.parametrize("kind", ["UINT2", "INT2", "INT4", "FLOAT6E2M3", "FLOAT6E3M2"])
+@pytest.mark.parametrize("lies", ["raw", "listed", "outside"])
+def test_elements_of_less_than_a_byte(tmp_path: Path, kind: str, lies: str) -> None:
+    """Several share a byte, and no pass reads them."""
+    if not hasattr(TensorProto, kind) or onnx.defs.onnx_opset_version() < 25:
+        pytest.skip("this version of ONNX has no such elements")
+    number = getattr(TensorProto, kind)
+    proto = model(NODES, WEIGHTS, {"x": (1, 4, 3, 1)}, opset=25)
+    array = np.array([0, 1] * 6).astype(onnx.helper.tensor_dtype_to_np_dtype(number))
+    packed = onnx.helper.make_tensor("q", number, (4, 3, 1), array, raw=lies != "listed")
+    proto.graph.initializer.extend([packed, numpy_helper.from_array(np.float32(0.5), "scale")])
+    proto.graph.node.append(node("DequantizeLinear", "q scale", "z"))
+    proto.graph.output.append(value("z", (4, 3, 1)))
+    proto.ir_version = 13
+    source, target = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    onnx.save(proto, source, save_as_external_data=lies == "outside", size_threshold=0)
+    made = compile_onnx(source, target, passes=passes.DEFAULT)
+    assert made.report.after.operators == {"Conv": 1, "DequantizeLinear": 1}
+    (kept,) = (each for each in onnx.load(target).graph.initializer if each.name == "q")
+    assert np.array_equal(numpy_helper.to_array(kept), array.reshape(4, 3, 1))
+
+
 @pytest.mark.parametrize("name", ["float16", "float64", "bfloat16"])
 def test_dtypes(tmp_path: Path, name: str) -> None:
     kind = getattr(TensorProto, {"float64": "DOUBLE"}.get(name, name.upper()))
