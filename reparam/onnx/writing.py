@@ -22,6 +22,9 @@ from reparam.values import Value
 Transcribed: TypeAlias = Mapping[Value, Source]
 """The traced call that a value was, by the value."""
 
+SIZES = ("size", getattr)
+"""What a trace asks a tensor for its sizes with."""
+
 
 def _trained(proto: Any) -> set[str]:
     """What a file says of its own training names."""
@@ -82,7 +85,9 @@ class _Writer:
         if like is not None and like.node in self.program.origins:
             if self._relative(call, like):
                 return write(self.draft, call, [self.name(call.inputs[0])])
-            return self._like(call, like)
+            read = self._moved(call, like)
+            if read is not None:
+                return self._like(call, like, read)
         return write(self.draft, call, [self.name(source) for source in call.inputs])
 
     def _read(self, call: Call, source: Source) -> dict[str, str] | None:
@@ -122,13 +127,28 @@ class _Writer:
         told, now = self.program.told.learned.get(like.inputs[0]), call.inputs[0].shape
         return told is None or now is None or told.axes != now.axes
 
-    def _like(self, call: Call, like: Source) -> str:
-        """A node that does what another one did, to something else."""
-        place = self.program.origins[like.node].node
-        node, read = self.graph.node[place], dict[str, str]()
+    def _moved(self, call: Call, like: Source) -> dict[str, str] | None:
+        """For the tensors that a node reads, what it is to read to do the same to something else.
+
+        None if it computes some of what this call is given, as a `Sum` of three tensors does. Sizes
+        that it takes from a tensor, it takes from the other one.
+        """
+        read: dict[str, str] = {}
         for traced, now in zip(like.inputs, call.inputs, strict=True):
             if traced in self.tensors:
                 read[self.tensors[traced]] = self.name(now)
+            elif traced.target not in SIZES:
+                same = _source(now)
+                inner = self._read(now, same) if same and same.node is traced else None
+                if inner is None:
+                    return None
+                read |= inner
+        return read
+
+    def _like(self, call: Call, like: Source, read: Mapping[str, str]) -> str:
+        """A node that does what another one did, to something else."""
+        place = self.program.origins[like.node].node
+        node = self.graph.node[place]
         output = self.program.origins[like.node].output
         if output < 0:
             raise OnnxError(f"{call.name}: {node.op_type} of several results can't be moved")

@@ -349,3 +349,23 @@ def test_files_of_the_oldest_kind(tmp_path: Path) -> None:
     made = Result(tmp_path, proto)
     assert made.operators == {"Conv": 1}
     made.same(x=X)
+
+
+@pytest.mark.parametrize(
+    ("terms", "outputs"),
+    [("x m c", ("y", "c")), ("x m c c", ("y", "c")), ("c m x", ("y", "c")), ("x x x", ("y", "c"))],
+)
+def test_a_sum_of_several_of_which_some_are_gone(
+    tmp_path: Path, terms: str, outputs: tuple[str, ...]
+) -> None:
+    """It is several sums for the passes; one of them alone may be rewritten."""
+    nodes = [
+        node("Mul", "x s", "m"),
+        node("Conv", "x w", "k", **CONV),
+        node("Add", "k m", "c"),
+        node("Sum", terms, "y"),
+    ]
+    weights = {"s": draw(4, 1, 1), "w": draw(4, 4, 3, 3)}
+    made = Result(tmp_path, model(nodes, weights, outputs=outputs))
+    assert made.made.report.applied
+    made.same(x=draw(2, 4, 5, 5))
