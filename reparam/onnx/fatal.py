@@ -1,5 +1,6 @@
 """What ONNX Runtime, and the process with it, dies of (1.31 does)."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from reparam.onnx.carried import STANDARD
@@ -10,19 +11,32 @@ from reparam.onnx.translate import Program
 def kills_the_runtime(program: Program) -> bool:
     """Whether a file has, or may have, something in it that ONNX Runtime dies of.
 
-    That is a layer norm with an input that is named but left out, and an instance norm of a tensor
-    without elements, which whatever cuts something off may leave.
+    That is a layer norm with an input that is named but left out, a split or a batch norm with such
+    a result, and an instance norm of a tensor without elements, which whatever cuts something off
+    may leave.
     """
-    nodes = [*program.file.proto.graph.node]
-    for node in nodes:  # those of its subgraphs follow
-        nodes += [each for graph in subgraphs(node) for each in graph.node]
-    if any(
-        node.op_type == "LayerNormalization" and len(node.input) == 3 and not node.input[2]
-        for node in nodes
-    ):
+    proto = program.file.proto
+    nodes = _with_inner(proto.graph.node)
+    bodies = [node for body in proto.functions for node in _with_inner(body.node)]
+    if any(map(_leaves_out, (*nodes, *bodies))):
         return True
     instances = any(node.op_type == "InstanceNormalization" for node in nodes)
     return instances and any(_may_leave_nothing(node, program) for node in nodes)
+
+
+def _with_inner(nodes: Iterable[Any]) -> list[Any]:
+    """Nodes, and those of their subgraphs."""
+    found = [*nodes]
+    for node in found:  # those of its subgraphs follow
+        found += [each for graph in subgraphs(node) for each in graph.node]
+    return found
+
+
+def _leaves_out(node: Any) -> bool:
+    """Whether a node has something that is named but left out, where that is fatal."""
+    if node.op_type == "LayerNormalization":
+        return len(node.input) == 3 and not node.input[2]
+    return node.op_type in ("Split", "BatchNormalization") and not all(node.output)
 
 
 def _may_leave_nothing(node: Any, program: Program) -> bool:

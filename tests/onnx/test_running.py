@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -150,6 +151,39 @@ def test_what_onnx_runtime_dies_of_is_run_by_the_reference(tmp_path: Path) -> No
     ]
     weights = WEIGHTS | {"scale": draw(8, 5, 5)}
     onnx.save(model(nodes, weights, inputs={"x": (1, 4, 7, 7)}), tmp_path / "old.onnx")
+    made = compile_onnx(tmp_path / "old.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
+    assert made.equivalence is not None
+    assert made.report.applied
+
+
+def died(*_: Any, **__: Any) -> None:
+    pytest.fail("the process would be gone")
+
+
+@pytest.mark.parametrize("fatal", ["Split", "BatchNormalization", "function"])
+def test_results_that_are_left_out_are_run_by_the_reference(
+    tmp_path: Path, fatal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime runs into what is not there; only some operators look."""
+    monkeypatch.setattr(onnxruntime, "InferenceSession", died)
+    split = helper.make_node("Split", ["b", "lengths"], ["y", "", "z"], axis=1)
+    norm = helper.make_node("BatchNormalization", ["b", "gamma", "beta", "mean", "variance"],
+                            ["y", "", "z"], training_mode=1)  # fmt: skip
+    called = helper.make_node("Pieces", ["b", "lengths"], ["y", "z"], domain="acme")
+    last = {"Split": split, "BatchNormalization": norm, "function": called}[fatal]
+    weights = WEIGHTS | {"lengths": np.array([2, 4, 2])}
+    nodes = [node("Conv", "x w", "c"), batch_norm("c", "b")]
+    proto = model(nodes, weights, {"x": (1, 4, 7, 7)}, outputs=("b",))
+    proto.graph.node.append(last)
+    del proto.graph.output[:]
+    second = (8,) if last is norm else (1, 2, 5, 5)
+    proto.graph.output.extend([value("y", (1, None, 5, 5)), value("z", second)])
+    if last is called:
+        names = (["b", "lengths"], ["y", "z"])
+        opset = helper.make_opsetid("", 17)
+        proto.functions.append(helper.make_function("acme", "Pieces", *names, [split], [opset]))
+        proto.opset_import.add(domain="acme", version=1)
+    onnx.save(proto, tmp_path / "old.onnx")
     made = compile_onnx(tmp_path / "old.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
     assert made.equivalence is not None
     assert made.report.applied
