@@ -80,7 +80,7 @@ def draft(model: FlatModel, kinds: Sequence[str], opset: int, path: Path) -> Dra
     labels = {(i, axis): graph.inputs[i].shape[axis] for i, axis in wanted}
     labels = {axis: label for axis, label in labels.items() if isinstance(label, str)}
     proto = extra("onnx_graphsurgeon").export_onnx(graph)
-    extra("onnx").save(proto, path)
+    extra("onnx").save(proto, path, format="protobuf")  # whatever it is called
     return Draft(
         proto, {axis: wanted[axis] for axis in labels}, labels, _conditions(program, symbols)
     )
@@ -92,7 +92,7 @@ def _proto(translated: Any, path: Path) -> Any:
     if sum(weight.nbytes for weight in weights if weight is not None) <= LARGEST_FILE:
         return translated.model_proto
     translated.save(path, external_data=True)
-    return extra("onnx").load(path, load_external_data=False)
+    return extra("onnx").load(path, format="protobuf", load_external_data=False)
 
 
 def opset_of(proto: Any) -> int:

@@ -130,6 +130,11 @@ def bytes_of(tensor: Any) -> int:
     return (prod(tensor.dims) * BITS.get(name, 8 * size) + 7) // 8
 
 
+def message(path: Path) -> Any:
+    """The `ModelProto` in a file, whatever the file is called; weights beside it stay there."""
+    return extra("onnx").load(str(path), format="protobuf", load_external_data=False)
+
+
 def read(path: Path) -> OnnxFile:
     """Read a file; weights that lie beside it are looked for, not read.
 
@@ -139,7 +144,7 @@ def read(path: Path) -> OnnxFile:
     """
     onnx = extra("onnx")
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = message(path)
     except OSError as error:
         raise OnnxError(f"can't read {path}: {error.strerror or error}") from error
     except Exception as error:

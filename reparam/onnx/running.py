@@ -15,7 +15,7 @@ from reparam.onnx.arrays import leaves, to_numpy, to_torch
 from reparam.onnx.carried import OnnxOperator
 from reparam.onnx.fatal import kills_the_runtime
 from reparam.onnx.feeds import feeds, floating, varied
-from reparam.onnx.reading import DTYPES, external, type_name
+from reparam.onnx.reading import DTYPES, external, message, type_name
 from reparam.onnx.translate import Program
 from reparam.runs import DRAWS, Run, otherwise_rounded, rms_error
 from reparam.verify import VARIANTS, Equivalence, judged, of_roundings
@@ -49,6 +49,7 @@ class _Runner:
         options.log_severity_level = 4  # errors are raised as well
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # be it called .ort
         self.weights = [*map(runtime.OrtValue.ortvalue_from_numpy, weights.values())]
         for name, value in zip(weights, self.weights, strict=True):
             options.add_initializer(name, value)
@@ -65,7 +66,8 @@ class _Runner:
                 told = f"ONNX Runtime: {first_line(error)}; "
         self.reference = True
         try:
-            self.session = extra("onnx.reference").ReferenceEvaluator(str(path))
+            proto = extra("onnx").load(str(path), format="protobuf")
+            self.session = extra("onnx.reference").ReferenceEvaluator(proto)
         except Exception as error:
             told += f"ONNX's reference: {first_line(error)}"
             raise OnnxError(f"nothing here runs {path.name}: {told}") from error
@@ -81,7 +83,7 @@ class _Runner:
         given = {name: to_numpy(rounded(to_torch(x))) for name, x in feed.items()}
         if self.reference:
             return _floats(self(given))
-        graph = extra("onnx").load(str(self.path), load_external_data=False).graph
+        graph = message(self.path).graph
         to_array = extra("onnx.numpy_helper").to_array
         sizing = {name for n in graph.node if n.op_type in RESIZING for name in n.input[1:]}
         held = [t for t in graph.initializer if t.data_type in NUDGED and t.name not in sizing]
@@ -216,7 +218,7 @@ def _rounded_to(result: Path, program: Program) -> torch.dtype | None:
 
     A file may take and return float32 and have weights of float16 in between.
     """
-    made = extra("onnx").load(str(result), load_external_data=False).graph.initializer
+    made = message(result).graph.initializer
     new = [DTYPES.get(type_name(tensor)) for tensor in made if tensor.name not in program.makers]
     floats = [dtype for dtype in new if dtype is not None and dtype.is_floating_point]
     return max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=None)

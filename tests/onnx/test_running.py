@@ -156,6 +156,22 @@ def test_what_onnx_runtime_dies_of_is_run_by_the_reference(tmp_path: Path) -> No
     assert made.report.applied
 
 
+@pytest.mark.parametrize("ending", ["json", "ort", "textproto"])
+@pytest.mark.parametrize("reference", [True, False])
+def test_a_file_is_what_it_holds_and_not_what_it_is_called(
+    tmp_path: Path, ending: str, reference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither onnx nor ONNX Runtime is asked to guess."""
+    monkeypatch.setattr(running, "kills_the_runtime", lambda _: reference)
+    target = tmp_path / f"new.{ending}"
+    for source in (tmp_path / f"old.{ending}", tmp_path / "old.onnx"):
+        onnx.save(model(POOLED, WEIGHTS), source, "protobuf")
+        made = compile_onnx(source, target, passes=passes.DEFAULT)
+        assert made.equivalence is not None
+        left = onnx.load(target, "protobuf").graph.node
+        assert [each.op_type for each in left] == ["Conv", "GlobalAveragePool", "Squeeze"]
+
+
 def died(*_: Any, **__: Any) -> None:
     pytest.fail("the process would be gone")
 

@@ -333,6 +333,12 @@ def test_a_folder_where_the_weights_would_be_stays(
     assert (folder / "precious").read_bytes() == b"thesis"
 
 
+@pytest.mark.parametrize("name", ["model.json", "model.ort"])
+def test_a_file_is_onnx_whatever_it_is_called(name: str, tmp_path: Path) -> None:
+    export_onnx(nn.Linear(3, 4).eval(), tmp_path / name, torch.randn(2, 3))
+    assert onnx.load(tmp_path / name, "protobuf").graph.node
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
