@@ -36,7 +36,7 @@ def feeds(program: Program) -> Iterator[dict[str, Any]]:
     turns = zip(range(ATTEMPTS), itertools.cycle(SPATIAL), itertools.cycle(BATCHES), strict=False)
     for _, size, batch in turns:
         for wide in (0, 1):
-            sizes = {name: _shape(each, batch, size, wide) for name, each in facts.items() if each}
+            sizes = _shapes(facts, batch, size, wide)
             if all(prod(shape) <= LARGEST for shape in sizes.values()):
                 yield {
                     name: _drawn(sizes[name], each.dtype, seed)
@@ -45,15 +45,23 @@ def feeds(program: Program) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _shape(facts: TensorFacts, batch: int, size: int, wide: int) -> tuple[int, ...]:
-    """Sizes of an input; the open axes of an image differ, if it is to be wide."""
+def _shapes(
+    facts: Mapping[str, TensorFacts | None], batch: int, size: int, wide: int
+) -> dict[str, tuple[int, ...]]:
+    """Sizes of the inputs; the open axes of an image differ, if it is to be wide.
 
-    def number(axis: int, told: Size) -> int:
-        if told.known:
-            return told.factor
-        return batch if axis == 0 else size + (32 * wide if axis == len(facts.axes) - 1 else 0)
+    Axes that the file gives one name have one size, the batch's only where all of them are first.
+    """
+    known = {name: each.axes for name, each in facts.items() if each}
+    numbers: dict[Size, int] = {}
+    for axes in known.values():
+        for axis, told in enumerate(axes[1:], 1):
+            numbers.setdefault(told, size + (32 * wide if axis == len(axes) - 1 else 0))
 
-    return tuple(number(axis, told) for axis, told in enumerate(facts.axes))
+    def number(told: Size) -> int:
+        return told.factor if told.known else numbers.get(told, batch)
+
+    return {name: tuple(map(number, axes)) for name, axes in known.items()}
 
 
 def _drawn(shape: tuple[int, ...], dtype: torch.dtype | None, seed: torch.Generator) -> Any:

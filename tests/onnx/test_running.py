@@ -27,7 +27,7 @@ from reparam.onnx.fatal import kills_the_runtime
 from reparam.onnx.reading import read
 from reparam.onnx.translate import translated
 from reparam.values import BatchNorm, Conv
-from tests.onnx.files import Result, batch_norm, draw, model, node, statistics, value
+from tests.onnx.files import Result, Sizes, batch_norm, draw, model, node, statistics, value
 
 POOLED = [
     node("Conv", "x w", "c", pads=[1, 1, 1, 1]),
@@ -170,6 +170,28 @@ def test_a_file_is_what_it_holds_and_not_what_it_is_called(
         assert made.equivalence is not None
         left = onnx.load(target, "protobuf").graph.node
         assert [each.op_type for each in left] == ["Conv", "GlobalAveragePool", "Squeeze"]
+
+
+@pytest.mark.parametrize("first", ["x", "z"])
+def test_sizes_of_one_name_are_one_number(tmp_path: Path, first: str) -> None:
+    """Or a product of two inputs would never run."""
+    inputs: dict[str, Sizes] = {"x": ("b", "t"), "z": ("t", 8)}
+    given = {name: inputs[name] for name in (first, *(inputs.keys() - {first}))}
+    nodes = [node("MatMul", "x z", "p"), node("Mul", "p scale", "m"), node("Add", "m shift", "y")]
+    weights = {"scale": draw(8), "shift": draw(8, seed=1)}
+    made = Result(tmp_path, model(nodes, weights, given)).made
+    assert made.equivalence is not None
+    shapes = {"x": "{}×{}", "z": "{1}×8"}
+    sizes = [(2, 64), (2, 96), (1, 33)]
+    assert made.checked == tuple(" and ".join(shapes[n].format(*s) for n in given) for s in sizes)
+
+
+def test_a_size_that_no_other_has_is_drawn_for_itself(tmp_path: Path) -> None:
+    """The batch is that of all inputs; an image is as wide as it likes."""
+    nodes = [node("Conv", "x w", "c"), batch_norm("c", "y"), node("Relu", "e", "r")]
+    inputs: dict[str, Sizes] = {"x": ("n", 4, "h", None), "e": ("n", None)}
+    made = Result(tmp_path, model(nodes, WEIGHTS, inputs, ("y", "r"))).made
+    assert made.checked == ("2×4×64×64 and 2×64", "2×4×64×96 and 2×96", "1×4×33×33 and 1×33")
 
 
 def died(*_: Any, **__: Any) -> None:
