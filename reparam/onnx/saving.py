@@ -50,8 +50,8 @@ def data_file(path: Path) -> Path:
 def save(proto: Any, source: OnnxFile, path: Path) -> list[Path]:
     """Write a model that was made from a file.
 
-    Its weights are put in a file of their own, `<name>.data`, if some of the source's were, or if
-    they are more than one message of protobuf holds.
+    Its weights are put in a file of their own, `<name>.data`, if some that are still there were in
+    one of the source's, or if they are more than one message of protobuf holds.
 
     Returns:
         The files, the model last.

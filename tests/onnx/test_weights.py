@@ -146,6 +146,13 @@ def test_weights_in_files_of_their_own(tmp_path: Path, one: bool) -> None:
     assert np.abs(old - new).max() < 1e-4 * np.abs(old).max()
 
 
+def test_where_weights_are_once_all_are_folded(tmp_path: Path) -> None:
+    """Then nothing is copied, and what is new is in the file itself."""
+    externally(model(NODES, WEIGHTS), tmp_path / "old.onnx", location="weights")
+    compile_onnx(tmp_path / "old.onnx", tmp_path / "new.onnx", passes=passes.DEFAULT)
+    assert {each.name for each in tmp_path.iterdir()} == {"old.onnx", "weights", "new.onnx"}
+
+
 def test_a_file_that_replaces_itself(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     externally(model(NODES, WEIGHTS), path, location="model.onnx.data")
