@@ -60,6 +60,8 @@ NORMED_SUMS = [
     block("three branches, norm behind", IMAGE, lambda m, x: m.n(m.a(x) - m.b(x) + 2 * m.c(x)),
           lambda: {"a": C2(4, 4, 3, padding=1), "b": C2(4, 4, 1, bias=False),
                    "c": C2(4, 4, (3, 1), padding=(1, 0)), "n": B2(4)}),
+    block("a narrow kernel before a wide one", IMAGE, lambda m, x: m.a(x) + m.b(x),
+          lambda: {"a": C2(4, 4, (1, 3), padding=(0, 1)), "b": C2(4, 4, 3, padding=1)}),
     block("a conv of a sum", IMAGE, lambda m, x: m.b(m.a(x) - 0.5 * m.c(x)),
           lambda: {"a": C2(4, 16, 1), "b": C2(16, 4, 1), "c": C2(4, 16, 3, padding=1)}),
     block("a conv of a difference of two tensors", IMAGE,
