@@ -79,6 +79,9 @@ def require_one_set_of_classes(trained: list[str], given: list[str]) -> list[str
 
 def require_classes_of(checkpoint: Path, given: list[str]) -> None:
     """Refuse images of other classes than examples/train.py wrote beside the weights."""
+    with checkpoint.open("rb") as file:
+        if file.read(9).endswith(b"{"):  # safetensors, which hold tensors alone
+            return
     names = torch.load(checkpoint, map_location="cpu", weights_only=True).get("classes", given)
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise typer.BadParameter(f"'classes' in {checkpoint} is no list of names: leave it out")
@@ -136,7 +139,7 @@ def main(
     held_out = read_images(images, "val", image_size or published_size(model), crop_pct=crop)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load(model, checkpoint, len(held_out.classes), distilled).to(device)
-    if checkpoint is not None and checkpoint.suffix != ".safetensors":
+    if checkpoint is not None:
         require_classes_of(checkpoint, held_out.classes)
     fused = reparam.compile(trained)
     loader = DataLoader(held_out, batch_size, num_workers=workers)

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 from accelerate import Accelerator
 from accelerate.utils import load
@@ -113,7 +115,13 @@ class Run:
         try:
             if "torch_manual_seed" not in load(random):  # accelerate would go on without it
                 raise KeyError(random.name)
+            for part in (*state.glob("*.bin"), *state.glob("*.pkl")):
+                with zipfile.ZipFile(part) as archive:  # torch.load compares no checksums
+                    if archive.testzip() is not None:
+                        raise zipfile.BadZipFile(part.name)
             self._accelerator.load_state(str(state))
+        except (MemoryError, PermissionError, torch.OutOfMemoryError):
+            raise  # of the machine, not of the state: it may be read another time
         except Exception as error:  # each part has its own way to be damaged
             name = type(error).__name__
             raise typer.BadParameter(f"{state} is damaged ({name}): {ANEW}") from error

@@ -130,7 +130,7 @@ def create_teacher(recipe: Recipe, classes: int) -> nn.Module | None:
         raise typer.BadParameter(f"--teacher: {error}") from None
     try:
         if file is not None:
-            load_checkpoint(teacher, file)
+            load_checkpoint(teacher, file, weights_only=True)
     except Exception as error:  # files that are no checkpoints fail in many ways
         raise typer.BadParameter(
             f"--teacher-checkpoint: {file} holds no plain state dict of a {recipe.teacher} "

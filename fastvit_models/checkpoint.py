@@ -164,7 +164,10 @@ def _is_broken(name: str, value: Tensor) -> bool:
 
 def _is_whole(tensor: Tensor) -> bool:
     """Whether it holds integers alone, of whatever dtype."""
-    return not tensor.is_complex() and bool((tensor.double() % 1 == 0).all())
+    try:
+        return not tensor.is_complex() and bool((tensor.double() % 1 == 0).all())
+    except RuntimeError:  # of a dtype that torch converts to no other
+        return False
 
 
 def _check_fit(

@@ -37,7 +37,9 @@ def check_whole(name: str, value: object, least: int) -> None:
 def check_stages(name: str, values: object) -> None:
     """Raise `ModelOptionError` for what has no entry for each of the four stages."""
     if not isinstance(values, Sequence) or len(cast("Sequence[object]", values)) != STAGES:
-        raise ModelOptionError(f"{name} is {values!r}: give {STAGES} numbers, one for each stage")
+        raise ModelOptionError(
+            f"{name} is {values!r}: give a tuple of {STAGES}, one for each stage"
+        )
 
 
 def check_number(name: str, value: object, least: float = -LARGEST) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import typer
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
@@ -330,6 +332,28 @@ def test_a_run_whose_state_is_damaged_is_refused(
     assert "\n" not in raised.value.message
 
 
+def test_a_state_that_was_damaged_in_place_is_refused(begun: Any) -> None:
+    """Where torch's own reader would not notice: in the numbers of a record."""
+    folder, again = begun
+    file = folder / "step-000000002" / "custom_checkpoint_0.pkl"
+    with zipfile.ZipFile(file) as archive:
+        record = next(each for each in archive.infolist() if each.filename.endswith("data.pkl"))
+    content = bytearray(file.read_bytes())
+    content[content.index(b"step", record.header_offset)] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(typer.BadParameter, match="is damaged"):
+        again()
+
+
+def test_what_the_machine_lacks_is_no_damage(begun: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setattr(Accelerator, "load_state", full)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory is left"):
+        begun[1]()
+
+
 def test_an_empty_state_is_refused(begun: Any) -> None:
     folder, again = begun
     shutil.rmtree(folder / "step-000000002")
@@ -347,7 +371,7 @@ class Hostile:
 
 @pytest.mark.parametrize("content", ["", "text", "hostile", "others", "list"])
 def test_a_teachers_file_that_can_not_be_taken_is_named(
-    tmp_path: Path, example: Any, content: str
+    tmp_path: Path, example: Any, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train, file = example("train"), tmp_path / "teacher.pth"
     contents: dict[str, Any] = {
@@ -367,6 +391,15 @@ def test_a_teachers_file_that_can_not_be_taken_is_named(
         f"--teacher-checkpoint: {file} holds no plain state dict of a mobilenetv3_small_050 "
         "with 10 classes"
     )
+    assert "called" not in capsys.readouterr().out
+
+
+def test_weights_alone_tell_no_classes_whatever_the_file_is_called(
+    tmp_path: Path, example: Any
+) -> None:
+    file = tmp_path / "own.pth"
+    save_file(torch.nn.Linear(2, 2).state_dict(), file)
+    example("evaluate").require_classes_of(file, ["cat", "dog"])
 
 
 def test_classes_in_a_file_are_looked_at(tmp_path: Path, example: Any) -> None:

@@ -244,6 +244,15 @@ def test_counters_that_count_nothing(
     assert f"1 not of integers: {name};" in message
 
 
+def test_a_counter_of_bits(model: nn.Module, state: dict[str, Tensor], tmp_path: Path) -> None:
+    """Which torch converts to no other dtype."""
+    name = "stem.0.branches.conv0.bn.num_batches_tracked"
+    bits = torch.zeros((), dtype=torch.uint8).view(torch.bits8)
+    assert f"1 not of integers: {name}" in refusal(
+        model, save(state | {name: bits}, tmp_path / "b.pth")
+    )
+
+
 def test_counters_of_another_dtype(
     model: nn.Module, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
