@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, cast
 
+import torch
 from torch import fx, nn
 
 from reparam import known
@@ -178,6 +179,10 @@ class Block:
         return found
 
     def _compile_part(self, part: nn.Module, place: str) -> dict[int, nn.Module]:
+        if isinstance(part, torch.jit.ScriptModule):
+            reason = "a ScriptModule has no Python code left"
+            self._say(Remark("missed", "capture", place, reason))
+            return {}
         try:
             block = Block(part, replace(self.options, path=self._place(place)))
         except TrainingModeError as error:

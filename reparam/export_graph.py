@@ -91,7 +91,8 @@ def _proto(translated: Any, path: Path) -> Any:
     weights = [value.const_value for value in translated.model.graph.initializers.values()]
     if sum(weight.nbytes for weight in weights if weight is not None) <= LARGEST_FILE:
         return translated.model_proto
-    translated.save(path, external_data=True)
+    data = f"{path.name}.data"
+    extra("onnx_ir").save(translated.model, path, format="protobuf", external_data=data)
     return extra("onnx").load(path, format="protobuf", load_external_data=False)
 
 

@@ -55,7 +55,7 @@ def keep_hooks(model: Any, fused: Any) -> None:
 
 
 def preserve(module: nn.Module, name: str, value: Any) -> None:
-    """Set an attribute that copies and pickles of a graph module keep; it is no submodule."""
+    """Set an attribute that copies of a graph module keep, and pickles but for hooks."""
     vars(module)[name] = value
     if isinstance(module, fx.GraphModule):
         module.meta.setdefault(PRESERVED, {})[name] = value

@@ -158,7 +158,7 @@ class _Lowerer:
             content = duplicate(self.capture.attribute(path), self.copies)
             self._hold(kept, content)
             if isinstance(content, nn.Module):
-                if content.training:
+                if getattr(content, "training", False):  # a frozen ScriptModule does not say
                     self.training.append(kept)
                 if not as_it_is:
                     write_nothing(content)

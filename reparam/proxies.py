@@ -58,6 +58,7 @@ class _Recorded:
     """What both kinds of proxies do beyond fx's own."""
 
     tracer: Any
+    __array_priority__ = torch.Tensor.__array_priority__  # by which NumPy's numbers make way
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Record the assignment."""
@@ -146,8 +147,6 @@ for _name in IN_PLACE:
 
 class TensorProxy(_Recorded, fx.Proxy):
     """Stands for a tensor."""
-
-    __array_priority__ = torch.Tensor.__array_priority__  # by which NumPy's numbers make way
 
     def __getattr__(self, name: str) -> Any:
         """Stand for an attribute of it, or a method."""

@@ -61,8 +61,8 @@ def run(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Run:
         raise VerificationError("the compiled model returns another structure of outputs")
     was, now = _shapes(outputs), _shapes(compiled)
     if was != now:
-        dtypes = [shape for shape, _ in now] == [shape for shape, _ in was]
-        told = [[dtype if dtypes else tuple(shape) for shape, dtype in each] for each in (now, was)]
+        alike = [shape for shape, _ in now] == [shape for shape, _ in was]
+        told = [[dtype if alike else tuple(shape) for shape, dtype in each] for each in (now, was)]
         raise VerificationError(
             f"the compiled model returns other shapes or dtypes: {told[0]} instead of {told[1]}"
         )

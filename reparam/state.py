@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -83,6 +84,9 @@ class LayerState:
 
     def __init__(self, module: nn.Module) -> None:
         """Remember it as it is."""
+        self.held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        if isinstance(module, torch.jit.ScriptModule):  # it makes its methods as they are asked for
+            return
         own = vars(module)
         holders: list[dict[str, Any]] = [own]
         holders += [own[name] for name in ("_parameters", "_buffers", "_modules") if name in own]

@@ -77,7 +77,7 @@ class Equivalence:
     def __str__(self) -> str:
         """One line."""
         if self.equivalent and not self.compared:
-            return "not told apart: no output holds a finite number to compare"
+            return "not told apart: no floating-point output holds a finite number"
         verdict = "equivalent" if self.equivalent else "DIFFERENT"
         return (
             f"{verdict}: error against float64 is {self.rmse_fused:.1e} fused and "

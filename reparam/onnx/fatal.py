@@ -34,6 +34,8 @@ def _with_inner(nodes: Iterable[Any]) -> list[Any]:
 
 def _leaves_out(node: Any) -> bool:
     """Whether a node has something that is named but left out, where that is fatal."""
+    if node.domain not in STANDARD:
+        return False
     if node.op_type == "LayerNormalization":
         return len(node.input) == 3 and not node.input[2]
     return node.op_type in ("Split", "BatchNormalization") and not all(node.output)

@@ -38,6 +38,10 @@ def check_target(source: OnnxFile, target: Path) -> None:
             f"{source.path} has its weights in {name}, which writing {target.name} would replace: "
             "give the target another name"
         )
+    if data == source.path.resolve():
+        raise OnnxError(
+            f"weights of {target.name} might replace {source.path}: give the target another name"
+        )
     if used:
         check_replaceable(data_file(target))
 

@@ -1,12 +1,13 @@
 """Rows 40 and 41: models inside of wrappers, and compiled by others."""
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -158,6 +159,45 @@ def test_row_41_script_inside() -> None:
     same(model, fused)
     assert isinstance(fused.get_submodule("0"), torch.jit.ScriptModule)
     assert [name for name in norms(fused) if name.startswith("1")] == []
+
+
+class Straight(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.block, self.part = trained(conv_norm()), part
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(self.block(x))
+
+
+class Branching(Straight):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.part(self.block(x))
+        return y if float(y.sum()) < 1e9 else -y
+
+
+def loaded(part: nn.Module) -> nn.Module:
+    """A ScriptModule as it comes from a file."""
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(part), file)
+    return torch.jit.load(io.BytesIO(file.getvalue()))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("traceable", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [torch.jit.script, loaded, lambda part: torch.jit.freeze(torch.jit.script(part))],
+    ids=["script", "load", "freeze"],
+)
+def test_row_41_script_beside_others(
+    make: Callable[[nn.Module], nn.Module], traceable: bool
+) -> None:
+    model = (Straight if traceable else Branching)(make(nn.ReLU().eval()))
+    fused = reparam.compile(model)  # in which torch itself keeps the methods that are asked for
+    same(model, fused)
+    assert norms(fused) == []
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,15 @@ def test_whoever_could_not_read_a_file_can_not_read_the_new_one(tmp_path: Path) 
     assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o640]
 
 
+def test_the_weights_of_a_target_do_not_replace_its_source(tmp_path: Path) -> None:
+    externally(model(BEHIND, WIDER), tmp_path / "net.data", location="weights")
+    before = (tmp_path / "net.data").read_bytes()
+    with pytest.raises(OnnxError, match=r"weights of net might replace .*net.data: give"):
+        compile_onnx(tmp_path / "net.data", tmp_path / "net", passes=passes.DEFAULT)
+    assert (tmp_path / "net.data").read_bytes() == before
+    assert not (tmp_path / "net").exists()
+
+
 def test_more_than_one_message_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is above 2 GB gets a file for its weights; here, what is above 100 bytes."""
     monkeypatch.setattr(saving, "LARGEST_FILE", 100)

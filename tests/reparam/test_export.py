@@ -334,9 +334,15 @@ def test_a_folder_where_the_weights_would_be_stays(
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.ort"])
-def test_a_file_is_onnx_whatever_it_is_called(name: str, tmp_path: Path) -> None:
-    export_onnx(nn.Linear(3, 4).eval(), tmp_path / name, torch.randn(2, 3))
+@pytest.mark.parametrize("largest", [100, 2**31], ids=["weights beside it", "weights in it"])
+def test_a_file_is_onnx_whatever_it_is_called(
+    name: str, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_graph, "LARGEST_FILE", largest)
+    export_onnx(nn.Linear(300, 40).eval(), tmp_path / name, torch.randn(2, 300))
     assert onnx.load(tmp_path / name, "protobuf").graph.node
+    beside = {f"{name}.data"} if largest == 100 else set()
+    assert names_in(tmp_path) == {name, *beside}
 
 
 def names_in(folder: Path) -> set[str]:

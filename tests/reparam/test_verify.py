@@ -242,7 +242,7 @@ def test_without_a_finite_number_nothing_was_compared() -> None:
         outputs = [first, nowhere]
         found = compare_outputs(outputs, outputs, [tensor.double() for tensor in outputs])
         assert (found.equivalent, found.compared) == (True, compared)
-        assert str(found).startswith("equivalent" if compared else "not told apart: no output")
+        assert str(found).startswith("equivalent" if compared else "not told apart: no floating")
 
 
 @pytest.mark.parametrize("other", [lambda x: {"b": x}, lambda x: [x], lambda x: (x,), lambda x: x])
