@@ -25,6 +25,7 @@ from reparam.interface import keep_interface
 from reparam.lower import lower
 from reparam.paths import prefixes
 from reparam.pipelines import Pass
+from reparam.places import NO_CODE
 from reparam.report import Counts, Remark, axes_told, count
 from reparam.rewrite import Rewrite
 from reparam.storage import place_of
@@ -180,8 +181,7 @@ class Block:
 
     def _compile_part(self, part: nn.Module, place: str) -> dict[int, nn.Module]:
         if isinstance(part, torch.jit.ScriptModule):
-            reason = "a ScriptModule has no Python code left"
-            self._say(Remark("missed", "capture", place, reason))
+            self._say(Remark("missed", "capture", place, NO_CODE))
             return {}
         try:
             block = Block(part, replace(self.options, path=self._place(place)))

@@ -12,7 +12,7 @@ from reparam import known
 from reparam.bound import bind, defaults, split_constants, tensor_defaults
 from reparam.errors import CaptureError, TrainingModeError, UntracedError
 from reparam.paths import attribute_at
-from reparam.places import explained
+from reparam.places import NO_CODE, explained
 from reparam.rebind import rebind
 from reparam.runs import split_inputs
 from reparam.tracer import Tracer
@@ -87,9 +87,7 @@ def checked(model: Any) -> nn.Module:
     if any(lazy(p) for module in modules for p in module._parameters.values()):
         raise CaptureError("the model has parameters of no size yet; run it once")
     if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(
-            "a ScriptModule has no Python code left to trace; pass the module it was made from"
-        )
+        raise CaptureError(f"{NO_CODE} to trace; pass the module it was made from")
     return model
 
 

@@ -8,6 +8,9 @@ from typing import Any, cast
 
 from reparam.errors import first_line
 
+NO_CODE = "a ScriptModule has no Python code left"
+"""Why one can't be traced."""
+
 OWN = ("torch", "reparam", "jaxtyping", "beartype")
 """Packages that are no user's: beside torch and this one, what checks annotations at run time."""
 

@@ -26,7 +26,7 @@ from reparam.arguments import give
 from reparam.asked import AskedTracer
 from reparam.guarded import Guarded
 from reparam.meaning import has_meaning
-from reparam.places import explained
+from reparam.places import NO_CODE, explained
 from reparam.proxies import AttributeProxy, TensorProxy, python_asks
 from reparam.state import LayerState, State
 
@@ -210,7 +210,7 @@ class Tracer(AskedTracer):
             if known.hooked(m):
                 self.untraced[path] = "it has hooks"
             elif isinstance(m, torch.jit.ScriptModule):
-                self.untraced[path] = "a ScriptModule has no Python code left"
+                self.untraced[path] = NO_CODE
             return self._whole(path, m, args, kwargs)
         last = self._last()
         parts = itertools.islice(m.modules(), 1, None)
