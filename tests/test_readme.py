@@ -16,7 +16,9 @@ def test_code_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) -> Non
     namespace: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert capsys.readouterr().out.strip()
+    printed = capsys.readouterr().out.splitlines()
+    (shown,) = re.findall(r"^```text\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert [line for line in shown.splitlines() if line and line not in printed] == []
 
 
 def test_make_targets_exist() -> None:
