@@ -239,7 +239,9 @@ def select_rows(conv: Conv, rows: Shaped[Tensor, " kept"]) -> Conv:
     """
     if conv.groups > 1:
         own = rows // (conv.out_channels // conv.groups)
-        even = torch.arange(conv.groups).repeat_interleave(len(rows) // conv.groups)
+        even = torch.arange(conv.groups, device=rows.device).repeat_interleave(
+            len(rows) // conv.groups
+        )
         require(torch.equal(own, even), "its groups would be torn apart")
     bias = None if conv.bias is None else conv.bias[rows]
     return replace(conv, weight=conv.weight[rows], bias=bias)

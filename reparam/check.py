@@ -11,6 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from reparam.devices import CPU
 from reparam.errors import Declined, Rejected, first_line
 from reparam.evaluation import Evaluation, Operands, shapes, something_left
 from reparam.graph import Call, Expression
@@ -40,8 +41,7 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
         if interior and spare:
             break
         tensors = {
-            call: numbers(shape).to(_device(call))
-            for call, shape in shapes(operands.drawn, sizes, images).items()
+            call: numbers(shape) for call, shape in shapes(operands.drawn, sizes, images).items()
         }
         try:
             old = list(map(Evaluation(tensors, wide), rewrite))
@@ -67,7 +67,7 @@ def check(rewrite: Mapping[Call, Expression]) -> float:
 def _drawn() -> Tensor:
     """The first numbers of every check: to draw them takes longer than all else of a small one."""
     generator = torch.Generator().manual_seed(SEED)
-    return torch.randn(DRAWN, generator=generator, dtype=torch.float64)
+    return torch.randn(DRAWN, generator=generator, dtype=torch.float64, device=CPU)
 
 
 class _Numbers:
@@ -81,9 +81,4 @@ class _Numbers:
         if self._used <= DRAWN:
             return _drawn()[first : self._used].reshape(shape)
         generator = torch.Generator().manual_seed(SEED + self._used)
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _device(call: Call) -> torch.device:
-    held = (t for c in (call, *call.readers) for t in c.value.tensors())
-    return next((t.device for t in held), torch.device("cpu"))
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device=CPU)

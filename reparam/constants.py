@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reparam import known
 from reparam.arguments import mapped
 from reparam.capture import Capture
+from reparam.devices import on_cpu
 from reparam.values import Opaque
 
 
@@ -85,7 +86,7 @@ def evaluate(function: Opaque, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A constant in float64, and as it is in the model."""
+    """A constant in float64 on the CPU, and as it is in the model."""
 
     contents: tuple[Any, Any]
 
@@ -94,7 +95,8 @@ class Pair:
         """A pair, the exact content widened."""
 
         def wide(tensor: Tensor) -> Tensor:
-            return tensor.detach().double() if tensor.is_floating_point() else tensor
+            here = on_cpu(tensor).detach()
+            return here.double() if here.is_floating_point() else here
 
         return Pair((mapped(content, Tensor, wide), plain))
 
@@ -115,7 +117,8 @@ class Constants:
             if node in barred:
                 continue
             if node.op == "get_attr":
-                self._contents[node] = capture.attribute(str(node.target))
+                self._plain[node] = capture.attribute(str(node.target))
+                self._contents[node] = mapped(self._plain[node], Tensor, on_cpu)
             elif node.op.startswith("call_") and self._constant_inputs(node):
                 self._evaluate(node, _function(capture, node))
 
@@ -140,9 +143,13 @@ class Constants:
         """The value of a constant node, and None for any other argument."""
         return self._contents.get(argument) if isinstance(argument, fx.Node) else None
 
+    def plain(self, argument: Any) -> Any:
+        """A constant as it is in the model, and None for any other argument."""
+        return self._plain.get(argument) if isinstance(argument, fx.Node) else None
+
     def dtype(self, node: Any) -> torch.dtype | None:
         """The dtype that a constant has in the model, which its content is wider than."""
-        plain = self._plain.get(node, self.content(node))
+        plain = self.plain(node)
         return plain.dtype if isinstance(plain, Tensor) else None
 
     def _constant_inputs(self, node: fx.Node) -> bool:
@@ -153,8 +160,7 @@ class Constants:
         """Keep the result of a call, unless it is random or has an effect."""
 
         def load(source: fx.Node) -> Pair:
-            content = self._contents[source]
-            return Pair.of(content, self._plain.get(source, content))
+            return Pair.of(self._contents[source], self._plain[source])
 
         args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
         try:

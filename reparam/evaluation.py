@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.arguments import mapped
+from reparam.devices import held_on_cpu
 from reparam.graph import INPUT, Apply, Call, Expression, leaves
 from reparam.sizes import Assignment, Size, Symbol
 from reparam.values import BatchNorm, Constant, Conv, Layout, Opaque, Shape, Value
@@ -171,7 +172,7 @@ class Evaluation:
             held = {name: getattr(value, name) for name in value.__dataclass_fields__}
             tensors = {name: t for name, t in held.items() if isinstance(t, Tensor)}
             wide = {name: t.double() for name, t in tensors.items() if t.is_floating_point()}
-            self._wide[value] = replace(value, **wide)
+            self._wide[value] = held_on_cpu(replace(value, **wide))
         return self._wide.get(value, value)
 
 

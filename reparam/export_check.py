@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reparam.devices import CPU
 from reparam.errors import ExportError, VerificationError
 from reparam.export_graph import Axis, Draft, NotDynamicError, extra
 from reparam.export_model import FlatModel, first_line
@@ -139,7 +140,7 @@ def _run(session: Any, model: FlatModel, inputs: Sequence[Tensor]) -> Run:
             name: tensor.cpu().contiguous().numpy()
             for name, tensor in zip(names, inputs, strict=True)
         }
-        found = [torch.as_tensor(array) for array in session.run(None, feed)]
+        found = [torch.as_tensor(array, device=CPU) for array in session.run(None, feed)]
     except Exception as error:
         raise ExportError(f"ONNX Runtime can't run it: {first_line(error)}") from error
     for name, y_model, y in zip(model.output_names, expected, found, strict=True):

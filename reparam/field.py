@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from reparam.devices import CPU
+
 PRIME = 2**19 - 1
 
 LONGEST_SUM = 2**17
@@ -61,7 +63,7 @@ def sign(x: Tensor) -> Tensor:
 
 def positives(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Random squares, all but zero equally likely."""
-    roots = torch.randint(1, POSITIVES + 1, shape, generator=generator).double()
+    roots = torch.randint(1, POSITIVES + 1, shape, generator=generator, device=CPU).double()
     return reduced(roots * roots)
 
 
@@ -94,11 +96,13 @@ def residues(numbers: Tensor) -> Tensor:
     flat: Any = numbers.flatten()
     values = sorted({*cast("list[float]", flat.tolist())}) if flat.numel() <= MANY else []
     if values and len(values) <= FEW:
-        made = torch.tensor([residue(value) for value in values], dtype=torch.float64)
-        return made[torch.searchsorted(torch.tensor(values, dtype=torch.float64), numbers)]
+        made = torch.tensor([residue(value) for value in values], dtype=torch.float64, device=CPU)
+        return made[
+            torch.searchsorted(torch.tensor(values, dtype=torch.float64, device=CPU), numbers)
+        ]
     # Of so many none is told apart: each is an integer times a power of two.
     mantissa, exponent = torch.frexp(numbers)
-    powers = torch.tensor([residue(2.0**k) for k in range(19)], dtype=torch.float64)
+    powers = torch.tensor([residue(2.0**k) for k in range(19)], dtype=torch.float64, device=CPU)
     scale = powers[(exponent.long() - 53) % 19]  # modulo this prime 2**19 is 1
     return reduced(reduced(mantissa * 2.0**53) * scale)
 

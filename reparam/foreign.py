@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from reparam.capture import Capture, capture, modules_of
+from reparam.devices import device_of
 from reparam.errors import Declined, first_line, require
 from reparam.graph import Call, ValueGraph
 from reparam.lift import lift_graph
@@ -93,7 +94,8 @@ def _difference(
     Raises:
         Declined: if it is more than rounding, or can't be known.
     """
-    args, kwargs = split_inputs(_drawn(values) if example_inputs is None else example_inputs)
+    drawn = _drawn(values, device_of(before)) if example_inputs is None else example_inputs
+    args, kwargs = split_inputs(drawn)
     wide: Any = pytree.tree_map_only(Tensor, _wide, (args, kwargs))
     with torch.no_grad():
         (old, form), (new, other) = (
@@ -113,7 +115,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _drawn(values: ValueGraph) -> tuple[Tensor, ...]:
+def _drawn(values: ValueGraph, device: torch.device) -> tuple[Tensor, ...]:
     """Random inputs of the shapes that the graph itself asks for."""
     inputs = [Call(node) for node in values.graph.nodes if node.op == "placeholder"]
     drawn: list[Tensor] = []
@@ -124,5 +126,7 @@ def _drawn(values: ValueGraph) -> tuple[Tensor, ...]:
         batch = dict.fromkeys(shape.axes[0].symbols if shape.exact and shape.axes else (), 2)
         assignment = Assignment(SIZES, dict(batch))
         sizes = [assignment(size) for size in shape.axes]
-        drawn.append(torch.randn(sizes if shape.exact else [2, *sizes], dtype=torch.float64))
+        drawn.append(
+            torch.randn(sizes if shape.exact else [2, *sizes], dtype=torch.float64, device=device)
+        )
     return tuple(drawn)

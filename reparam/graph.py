@@ -12,6 +12,7 @@ from typing import Any, cast
 from torch import fx
 
 from reparam.arguments import found, give, mapped
+from reparam.devices import held_on_cpu
 from reparam.errors import Declined, require
 from reparam.facts import Facts, TensorFacts
 from reparam.inference import facts_of
@@ -143,8 +144,8 @@ class ValueGraph:
         return (Call(node) for node in self.graph.nodes if node.op != "output")
 
     def apply(self, value: Value, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Call:
-        """Add a call at the insertion point."""
-        node = self.graph.create_node("call_function", value, name=name)
+        """Add a call at the insertion point, its numbers on the CPU."""
+        node = self.graph.create_node("call_function", held_on_cpu(value), name=name)
         give(node, args)
         if kwargs:
             node.kwargs = kwargs
@@ -220,8 +221,7 @@ class ValueGraph:
             alike = (c for c in alive if _sized_by(c) == _sized_by(call) or self._alike(reader, c))
             twin = next((c for c in alike if c != call), None)
             require(twin is not None, "its sizes are read, and no other tensor has them", call.name)
-            if twin is not None:
-                yield reader, call, twin
+            yield reader, call, cast("Call", twin)
 
     def _alike(self, reader: Call, other: Call) -> bool:
         """Whether a read of sizes is known to give the same from another tensor."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reparam import known
+from reparam.devices import CPU
 from reparam.errors import Declined, require
 from reparam.facts import TensorFacts
 from reparam.graph import Call
@@ -124,15 +125,15 @@ class Track:
 
         With `spread`, an axis of channels may run over a known number of positions as well.
         """
-        grid = torch.zeros((1,) * len(self.axes), dtype=torch.int64) + self.first
+        grid = torch.zeros((1,) * len(self.axes), dtype=torch.int64, device=CPU) + self.first
         for axis, factors in enumerate(self.axes):
             if not any(factor.stride for factor in factors):
                 continue
             fixed = all(f.stride or (spread and f.size.known) for f in factors)
             require(fixed, "channels are mixed with other axes")
-            index = torch.zeros((), dtype=torch.int64)
+            index = torch.zeros((), dtype=torch.int64, device=CPU)
             for factor in factors:
-                steps = torch.arange(factor.size.factor) * factor.stride
+                steps = torch.arange(factor.size.factor, device=CPU) * factor.stride
                 index = (index[..., None] + steps).flatten() if index.ndim else steps
             grid = grid + index.reshape(-1, *(1,) * (len(self.axes) - axis - 1))
         return grid

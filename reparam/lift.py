@@ -190,7 +190,7 @@ class _Lifter:
                 return [*module.parameters()]
             # To ask a layer for all that is below it takes much longer.
             return [own for own in module._parameters.values() if own is not None]
-        return [self.constant(source) for source in (node, *node.all_input_nodes)]
+        return [self.constants.plain(source) for source in (node, *node.all_input_nodes)]
 
     def _opaque(self, node: fx.Node, reason: str | None, constant: bool = False) -> None:
         """Carry a call through as it is; a write that nobody sees becomes out-of-place.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.algebra import affine
+from reparam.devices import CPU
 from reparam.errors import Declined
 from reparam.facts import TensorFacts
 from reparam.lift_modules import REAL, batch_norm, convolution
@@ -214,7 +215,7 @@ def _shifted(context: Context, x: Any, weight: float, shift: float) -> Lifted | 
     n = _any_channels(facts, 1)
     if n is None:
         raise Declined("it may be a shift per channel, but the channels of its input are not known")
-    shifts = _spread(context, x, torch.tensor(shift, dtype=torch.float64), n)
+    shifts = _spread(context, x, torch.tensor(shift, dtype=torch.float64, device=CPU), n)
     return affine(torch.full_like(shifts, weight), shifts, n), (x,)
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from reparam.devices import CPU
 from reparam.errors import Declined, require
 from reparam.functions import pad as continued
 from reparam.learned import CAT_NAMES
@@ -94,7 +95,7 @@ def _pad(context: Context, a: dict[str, Any]) -> Lifted | None:
         return None
     if constant is not None and not isfinite(constant):
         return None
-    border = torch.tensor([constant], dtype=torch.float64) if constant else None
+    border = torch.tensor([constant], dtype=torch.float64, device=CPU) if constant else None
     return Pad(tuple(pairs), MODES[mode], border), (a["input"],)
 
 
@@ -240,7 +241,7 @@ def _pad_module(module: Any, axes: int | None) -> Value:
     require(all(s >= 0 for pair in pairs for s in pair), "it takes rows or columns off")
     constant = getattr(module, "value", 0.0)
     require(isfinite(constant), "it is padded with a number that is not finite")
-    border = torch.tensor([constant], dtype=torch.float64) if constant else None
+    border = torch.tensor([constant], dtype=torch.float64, device=CPU) if constant else None
     return Pad(pairs, mode, border)
 
 

@@ -15,12 +15,13 @@ from torch import Tensor, fx, nn
 from reparam.algebra import border_bias
 from reparam.arguments import found, mapped
 from reparam.capture import Capture, Source
+from reparam.devices import device_of
 from reparam.effects import out_of_place
 from reparam.graph import Call, ValueGraph
 from reparam.loadable import make_loadable
 from reparam.lower_operators import (
     batch_norm_module,
-    blank,
+    conv_module,
     copied,
     operator_module,
     parameter,
@@ -34,8 +35,6 @@ from reparam.paths import Paths, allowed, module_at
 from reparam.strides import Strides, in_order
 from reparam.values import BatchNorm, Constant, Conv, Opaque, Shape, Sum
 from reparam.wrappers import duplicate
-
-MODULES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class _Lowerer:
@@ -179,7 +178,6 @@ class _Lowerer:
         return self.graph.call_function(value.target, args, kwargs)
 
     def _conv(self, call: Call, conv: Conv, x: fx.Node) -> fx.Node:
-        dtype = call.shape.dtype if call.shape else None
         name = self.paths.fresh(call.name)
         layer = call.traits.convolution and (conv.n > 0 or conv.groups == 1)
         if conv.affine and not layer:
@@ -189,55 +187,46 @@ class _Lowerer:
             # Padded with zeros, after the constant was taken off; the bias makes up for it.
             constant = conv.border.reshape(-1, *(1,) * conv.n)
             x = self.graph.call_function(
-                operator.sub, (x, self._buffer(f"{name}_border", constant, dtype))
+                operator.sub, (x, self._buffer(f"{name}_border", constant, call))
             )
             bias = border_bias(conv)
         if not conv.symmetric:
             x = write_padding(self.graph, x, conv.padding, conv.padding_mode)
-        out, inner = conv.out_channels, conv.in_channels
-        if conv.n == 0:
-            module = blank(nn.Linear, inner, out, bias=bias is not None)
-        else:
-            padding = tuple(before for before, _ in conv.padding) if conv.symmetric else 0
-            mode = conv.padding_mode if conv.symmetric else "zeros"
-            module = blank(
-                MODULES[conv.n], inner, out, conv.kernel, conv.stride, padding, conv.dilation,
-                conv.groups, bias=bias is not None, padding_mode=mode,
-            )  # fmt: skip
+        module: Any = conv_module(conv, bias is not None)
         self._hold(name, module)
         # To set them as attributes, as a user would, takes much longer.
-        module._parameters["weight"] = parameter(conv.weight, dtype, call)
+        module._parameters["weight"] = self._parameter(conv.weight, call)
         if bias is not None:
-            module._parameters["bias"] = parameter(bias, dtype, call)
+            module._parameters["bias"] = self._parameter(bias, call)
         return write_call(self.graph, name, (x,))
 
     def _affine(self, name: str, conv: Conv, x: fx.Node, call: Call) -> fx.Node:
         """A scale and shift per channel, as a product and a sum."""
-        dtype = call.shape.dtype if call.shape else None
         spread = (-1, *(1,) * conv.n)
         if not bool((conv.weight == 1).all()) or conv.bias is None:
             scale = f"{name}.scale"
-            self._hold(scale, parameter(conv.weight.reshape(spread), dtype, call))
+            self._hold(scale, self._parameter(conv.weight.reshape(spread), call))
             x = self.graph.call_function(operator.mul, (x, self.graph.get_attr(scale)))
         if conv.bias is not None:
             shift = f"{name}.shift"
-            self._hold(shift, parameter(conv.bias.reshape(spread), dtype, call))
+            self._hold(shift, self._parameter(conv.bias.reshape(spread), call))
             x = self.graph.call_function(operator.add, (x, self.graph.get_attr(shift)))
         return x
 
     def _batch_norm(self, call: Call, norm: BatchNorm, x: fx.Node) -> fx.Node:
-        self._hold(name := self.paths.fresh(call.name), batch_norm_module(norm, call))
+        self._hold(
+            name := self.paths.fresh(call.name), batch_norm_module(norm, call, self._device(call))
+        )
         return self.graph.call_module(name, (x,))
 
     def _operator(self, call: Call, value: Operator, inputs: tuple[fx.Node, ...]) -> fx.Node:
         """Torch's own module, with new weights as parameters, or function."""
-        dtype = call.shape.dtype if call.shape else None
         name = self.paths.fresh(call.name)
         if isinstance(value, Cat | Pad | Slice):
-            border = f"{name}_border"
-            hold = functools.partial(self._buffer, border, dtype=dtype)
-            return write_operator(self.graph, value, inputs, hold, dtype is not None)
-        self._hold(name, operator_module(value, lambda p: parameter(p, dtype, call)))
+            known_dtype = call.shape is not None and call.shape.dtype is not None
+            hold = functools.partial(self._buffer, f"{name}_border", call=call)
+            return write_operator(self.graph, value, inputs, hold, known_dtype)
+        self._hold(name, operator_module(value, lambda p: self._parameter(p, call)))
         return self.graph.call_module(name, inputs)
 
     def _sum(self, coefficients: tuple[float, ...], inputs: tuple[fx.Node, ...]) -> fx.Node:
@@ -255,12 +244,18 @@ class _Lowerer:
     def _attribute(self, call: Call, content: Any) -> Any:
         if not isinstance(content, Tensor):
             return content
-        known = call.shape.dtype if call.shape else None
-        return self._buffer(self.paths.fresh(call.name), content, known or content.dtype)
+        return self._buffer(self.paths.fresh(call.name), content, call)
 
-    def _buffer(self, name: str, content: Tensor, dtype: torch.dtype | None) -> fx.Node:
-        self._hold(name, copied(content, dtype))
+    def _buffer(self, name: str, content: Tensor, call: Call) -> fx.Node:
+        self._hold(name, copied(content, call, self._device(call)))
         return self.graph.get_attr(name)
+
+    def _parameter(self, content: Tensor, call: Call) -> nn.Parameter:
+        return parameter(content, call, self._device(call))
+
+    def _device(self, call: Call) -> torch.device:
+        """Where the weights of a call go; numbers of the code alone, to the model's first ones."""
+        return call.traits.device or device_of(self.capture.root)
 
     def _hold(self, path: str, content: Any) -> None:
         """Let the result have a module or a tensor at a path."""

@@ -1,4 +1,4 @@
-"""Write pools, pads, concatenations, norms and transposed convolutions as torch's own."""
+"""Write convolutions, pools, pads, concatenations and norms as torch's own."""
 
 import functools
 import operator
@@ -14,8 +14,9 @@ from reparam.functions import Sides
 from reparam.graph import Call
 from reparam.operators import AvgPool, Cat, ConvTranspose, Norm, Operator, Pad, Slice
 from reparam.traits import CHANNELS_LAST
-from reparam.values import BatchNorm
+from reparam.values import BatchNorm, Conv
 
+CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS: tuple[Any, ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """The modules by number of spatial axes, less one."""
@@ -39,6 +40,22 @@ def blank(kind: type[nn.Module], *args: Any, **options: Any) -> Any:
 def _made(kind: type[nn.Module], *args: Any, **options: Any) -> nn.Module:
     """The layer that others are copies of; numbers are drawn for none."""
     return kind(*args, **options, device="meta")
+
+
+def conv_module(conv: Conv, biased: bool) -> nn.Module:
+    """The layer of a convolution, or a linear one, whose weights hold no numbers yet.
+
+    What torch's own layer can't do, padding that is not symmetric, is done before it.
+    """
+    out, inner = conv.out_channels, conv.in_channels
+    if conv.n == 0:
+        return blank(nn.Linear, inner, out, bias=biased)
+    padding = tuple(before for before, _ in conv.padding) if conv.symmetric else 0
+    mode = conv.padding_mode if conv.symmetric else "zeros"
+    return blank(
+        CONVS[conv.n - 1], inner, out, conv.kernel, conv.stride, padding, conv.dilation,
+        conv.groups, bias=biased, padding_mode=mode,
+    )  # fmt: skip
 
 
 def operator_module(value: Operator, parameter: Callable[[Tensor], nn.Parameter]) -> nn.Module:
@@ -68,16 +85,15 @@ def operator_module(value: Operator, parameter: Callable[[Tensor], nn.Parameter]
     return module
 
 
-def batch_norm_module(norm: BatchNorm, call: Call) -> nn.Module:
+def batch_norm_module(norm: BatchNorm, call: Call, device: torch.device) -> nn.Module:
     """The module of a batch norm, with the traits of a call."""
-    dtype = call.shape.dtype if call.shape else None
     module: Any = blank(BATCH_NORMS[norm.n or 0], norm.mean.numel(), norm.eps)
-    module.running_mean = norm.mean.detach().to(dtype or norm.mean.dtype).clone()
-    module.running_var = norm.variance.detach().to(dtype or norm.variance.dtype).clone()
-    module.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=norm.mean.device)
+    module.running_mean = copied(norm.mean, call, device)
+    module.running_var = copied(norm.variance, call, device)
+    module.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=device)
     gamma = torch.ones_like(norm.mean) if norm.weight is None else norm.weight
     beta = torch.zeros_like(norm.mean) if norm.bias is None else norm.bias
-    module.weight, module.bias = (parameter(p, dtype, call) for p in (gamma, beta))
+    module.weight, module.bias = (parameter(p, call, device) for p in (gamma, beta))
     return module
 
 
@@ -156,23 +172,24 @@ def write_padding(
     return graph.call_function(F.pad, (x, sides), options)
 
 
-def parameter(content: Tensor, dtype: torch.dtype | None, call: Call) -> nn.Parameter:
+def parameter(content: Tensor, call: Call, device: torch.device) -> nn.Parameter:
     """A parameter of a new module, with the traits of those that it was folded from."""
     kept = call.traits
     layout = torch.contiguous_format
     if kept.channels_last:
         layout = CHANNELS_LAST.get(content.ndim, layout)
-    return nn.Parameter(copied(content, dtype, layout), requires_grad=kept.trainable)
+    return nn.Parameter(copied(content, call, device, layout), requires_grad=kept.trainable)
 
 
 def copied(
     content: Tensor,
-    dtype: torch.dtype | None,
+    call: Call,
+    device: torch.device,
     layout: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
-    """A copy in the dtype of the model: in one step, so that there are not two for a moment."""
-    cast = dtype or content.dtype
-    return content.detach().to(cast, copy=True, memory_format=layout)
+    """A copy in the dtype of a call, on a device: in one step, so as not to have two at once."""
+    cast = call.shape.dtype if call.shape and call.shape.dtype else content.dtype
+    return content.detach().to(device, cast, copy=True, memory_format=layout)
 
 
 def write_nothing(module: nn.Module) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from reparam.devices import CPU, module_on_cpu
 from reparam.errors import Declined, PassError, first_line, require
 from reparam.facts import TensorFacts
 from reparam.sizes import Assignment
@@ -68,7 +69,7 @@ def meaning_of(module: nn.Module, facts: Any) -> Value:
         Declined: if the meaning fails, is no value, or differs from the layer.
     """
     meaning: Callable[[nn.Module], Any] = getattr(type(module), ATTRIBUTE)
-    wide = copy.deepcopy(module).double()
+    wide = module_on_cpu(copy.deepcopy(module)).double()
     try:
         value, claimed = meaning(module), meaning(wide)
         require(isinstance(value, Value), f"its lift returned {type(value).__name__}, not a value")
@@ -95,7 +96,7 @@ def _input(value: Value, facts: Any) -> Tensor:
         require(isinstance(facts, TensorFacts), "its lift can't be tested: no input shape is known")
         assignment = Assignment((2, *SIZES), {})
         shape = tuple(map(assignment, facts.axes))
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device=CPU)
 
 
 def _detached(value: Value) -> Value:

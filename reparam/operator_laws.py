@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import add_biases, batch_norm_affine, exact, span
+from reparam.devices import CPU
 from reparam.errors import require
 from reparam.operators import AvgPool, ConvTranspose, Norm, Pad, Slice
 from reparam.values import BatchNorm, Conv, Value
@@ -61,7 +62,9 @@ def _slice_convolution(rows: Slice, channels: int, like: Tensor | None) -> Conv:
 
 
 def _ones(shape: tuple[int, ...], like: Tensor | None) -> Tensor:
-    return torch.ones(shape, dtype=torch.float64) if like is None else like.new_ones(shape)
+    return (
+        torch.ones(shape, dtype=torch.float64, device=CPU) if like is None else like.new_ones(shape)
+    )
 
 
 def _flipped(conv: ConvTranspose) -> Conv:

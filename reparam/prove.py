@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from reparam.arguments import mapped
+from reparam.devices import CPU
 from reparam.errors import Declined, Rejected, first_line
 from reparam.evaluation import Evaluation, Operands, shapes, something_left
 from reparam.field import POSITIVES
@@ -227,7 +228,8 @@ class _Replay:
         if min(chain(*given.values()), default=1) < 1:
             return  # what it is computed from would have failed
         drawn: dict[Call, Tensor] = {
-            call: places.draw(call.name, torch.zeros(shape)) for call, shape in given.items()
+            call: places.draw(call.name, torch.zeros(shape, device=CPU))
+            for call, shape in given.items()
         }
         places.applied.clear()
         try:

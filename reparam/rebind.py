@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from reparam import known
 from reparam.arguments import found, mapped
+from reparam.devices import CPU
 from reparam.lift_operators import integers, pad_with
 from reparam.values import Opaque
 
@@ -120,9 +121,9 @@ def _fills_border(
         size: (batch, channels, height, width).
         shape: of the constant in the model: (channels, 1, 1), or with one axis more.
     """
-    images = torch.zeros(size)
+    images = torch.zeros(size, device=CPU)
     channels = 1 if shape[-3] == 1 else size[1]
-    numbers = torch.arange(1.0, channels + 1).reshape(-1, 1, 1)
+    numbers = torch.arange(1.0, channels + 1, device=CPU).reshape(-1, 1, 1)
     target: Any = padded.target
     try:
         result: Tensor = target(images, *padded.args[1:], **padded.kwargs)

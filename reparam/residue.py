@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reparam.arguments import found, mapped
+from reparam.devices import CPU
 from reparam.field import (
     POSITIVES,
     fingerprint,
@@ -125,7 +126,7 @@ class Places:
         """
         like = like.detach().cpu()
         shape = tuple(like.shape)
-        signs = torch.randint(0, 2, shape, generator=self.generator).double() * 2 - 1
+        signs = torch.randint(0, 2, shape, generator=self.generator, device=CPU).double() * 2 - 1
         if signed:
             signs = torch.where(like == 0, signs, torch.where(like < 0, -1.0, 1.0))
         parts = [signs * positives(shape, self.generator) for _ in range(self.count)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reparam.devices import CPU
 from reparam.field import LONGEST_SUM, inverse, keeps_sign, reduced, sign
 from reparam.functions import convolve
 from reparam.residue import (
@@ -89,7 +90,7 @@ def _div(places: Places, _: Any, x: Any, y: Any, rounding_mode: str | None = Non
     if rounding_mode is not None:
         raise UnmodelledError("a quotient is rounded")
     if not isinstance(y, Residue):
-        y = places.constant(torch.as_tensor(y, dtype=torch.float64))
+        y = places.constant(torch.as_tensor(y, dtype=torch.float64, device=CPU))
     return _mul(places, None, x, _reciprocal(places, None, y))
 
 
@@ -206,7 +207,7 @@ def _avg_pool(
 ) -> Any:  # fmt: skip
     options = (kernel, stride or kernel, padding, ceil_mode, count_include_pad)
     parts = at_each(places, func, (x, *options, 1), {})
-    ones = torch.ones(x.shape, dtype=torch.float64)
+    ones = torch.ones(x.shape, dtype=torch.float64, device=CPU)
     counted, averaged = func(ones, *options, 1), func(ones, *options, divisor_override)
     divisors = torch.where(counted == 0, 1, torch.round(counted / averaged))
     sizes = kernel if len(kernel) == x.ndim - 2 else (*kernel,) * (x.ndim - 2)
@@ -218,7 +219,7 @@ def _adaptive_avg_pool(places: Places, _: Any, x: Any, sizes: Any) -> Any:
     """Each axis by itself: a matrix with the averages of its windows."""
     for axis, size in zip(range(-len(sizes), 0), sizes, strict=True):
         length = x.shape[axis]
-        rows = torch.zeros(size, length, dtype=torch.float64)
+        rows = torch.zeros(size, length, dtype=torch.float64, device=CPU)
         for row in range(size):
             rows[row, row * length // size : -(-(row + 1) * length // size)] = 1.0
         x = (x.transpose(axis, -1) @ rows.t() / rows.sum(1)).transpose(axis, -1)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reparam.devices import CPU
 from reparam.residue import Handler, Residue, UnmodelledError, places_of
 
 
@@ -68,10 +69,12 @@ def _attention(
     places = places_of((query, key, value))
     factor: Any = scale
     if factor is None:  # a root that all attentions over as many features share
-        factor = places.opaque(f"rsqrt {query.shape[-1]}", places.constant(torch.ones(())))
+        factor = places.opaque(
+            f"rsqrt {query.shape[-1]}", places.constant(torch.ones((), device=CPU))
+        )
     powers = torch.exp((query * factor) @ key.transpose(-2, -1))
     if is_causal:
-        seen = torch.ones(powers.shape[-2:], dtype=torch.bool).tril()
+        seen = torch.ones(powers.shape[-2:], dtype=torch.bool, device=CPU).tril()
         powers = torch.where(seen, powers, torch.zeros_like(powers))
     return (powers / powers.sum(-1, keepdim=True)) @ value
 
@@ -81,7 +84,7 @@ def _close(x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bo
 
 
 def _finite(x: Any) -> Tensor:
-    return torch.ones(x.shape, dtype=torch.bool)
+    return torch.ones(x.shape, dtype=torch.bool, device=CPU)
 
 
 def _same(x: Any, y: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reparam.arguments import found
+from reparam.devices import CPU
 from reparam.residue import (
     Handler,
     Places,
@@ -116,7 +117,7 @@ def _masked_fill(places: Places, _: Any, x: Residue, mask: Tensor, value: Any) -
     number = (
         value
         if isinstance(value, Residue)
-        else places.constant(torch.tensor(float(value), dtype=torch.float64))
+        else places.constant(torch.tensor(float(value), dtype=torch.float64, device=CPU))
     )
     return torch.where(mask, number, x)
 
@@ -127,11 +128,11 @@ def _filled(places: Places, func: Any, x: Residue, *args: Any, **kwargs: Any) ->
     shape = args[0] if name.startswith("new") else x.shape
     number = 0.0 if "zero" in name or "empty" in name else 1.0 if "ones" in name else args[-1]
     if dtype is not None and not dtype.is_floating_point:
-        return torch.full(shape, number, dtype=dtype)
+        return torch.full(shape, number, dtype=dtype, device=CPU)
     if isinstance(number, Residue):
         parts = tuple(part.expand(shape).clone() for part in number.parts)
         return Residue(places, parts, replace(number.bound))
-    return places.constant(torch.full(shape, float(number), dtype=torch.float64))
+    return places.constant(torch.full(shape, float(number), dtype=torch.float64, device=CPU))
 
 
 def _equal(places: Places, func: Any, x: Any, y: Any) -> Tensor:
@@ -150,7 +151,7 @@ def _nonzero(places: Places, func: Any, x: Residue, *args: Any, **kwargs: Any) -
 
 
 def _never(places: Places, _: Any, x: Residue) -> Tensor:
-    return torch.zeros(x.shape, dtype=torch.bool)
+    return torch.zeros(x.shape, dtype=torch.bool, device=CPU)
 
 
 HANDLERS: dict[str, Handler] = {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reparam.devices import CPU
 from reparam.errors import VerificationError, first_line
 from reparam.known import TORCH
 from reparam.state import kept
@@ -213,7 +214,9 @@ def otherwise_rounded(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     def rounded(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        share = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        share = (
+            torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device=CPU) * 2 - 1
+        )
         nudge = 1 + torch.finfo(dtype).eps * share.to(tensor.device)
         return (tensor.double() * nudge).to(tensor.dtype)
 

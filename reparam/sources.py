@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from reparam.devices import CPU
 from reparam.errors import MissingExtraError, SourceError
 from reparam.pipelines import describe, load, load_module
 
@@ -217,10 +218,12 @@ def _example_input(name: str, model: nn.Module, size: tuple[int, ...] | None) ->
             else None
         )
         size = cast("tuple[int, ...]", declared or INPUT_SIZE)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    like = next(
+        (p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device=CPU)
+    )
     generator = torch.Generator().manual_seed(0)
     try:
-        example = torch.randn(1, *size, generator=generator).to(like)
+        example = torch.randn(1, *size, generator=generator, device=CPU).to(like)
         with torch.no_grad():
             model(example)
     except Exception as error:

@@ -20,11 +20,13 @@ class Traits:
         trainable: whether any of them requires a gradient.
         channels_last: whether those of images are laid out so.
         convolution: whether any of them belongs to a convolution, be it 1×1 and depthwise.
+        device: where they are; None if there are none.
     """
 
     trainable: bool = False
     channels_last: bool = False
     convolution: bool = False
+    device: torch.device | None = None
 
     def __or__(self, other: "Traits") -> "Traits":
         """Of both together."""
@@ -32,6 +34,7 @@ class Traits:
             self.trainable or other.trainable,
             self.channels_last or other.channels_last,
             self.convolution or other.convolution,
+            self.device or other.device,
         )
 
 
@@ -53,4 +56,5 @@ def traits(tensors: Iterable[Any], convolution: bool) -> Traits:
             for weight in weights
         ),
         convolution,
+        next((weight.device for weight in weights), None),
     )

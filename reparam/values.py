@@ -17,6 +17,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from reparam.cached import cached
+from reparam.devices import module_on_cpu
 from reparam.functions import Sides, block_linear, convolve, pad
 
 
@@ -254,10 +255,10 @@ class Opaque(Value):
     pure: bool = False
 
     def widened(self) -> "Opaque":
-        """The same, able to take float64: a module's own parameters have its dtype."""
+        """The same, able to take float64 on the CPU: a module's own parameters may be elsewhere."""
         if not isinstance(self.target, nn.Module):
             return self
-        return replace(self, target=copy.deepcopy(self.target).double())
+        return replace(self, target=module_on_cpu(copy.deepcopy(self.target)).double())
 
     @property
     def __name__(self) -> str:

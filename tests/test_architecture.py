@@ -120,3 +120,26 @@ def test_annotations_are_checked_while_testing(package: str) -> None:
     spec = importlib.import_module(package).__spec__
     assert spec is not None
     assert type(spec.loader).__module__ == "jaxtyping._import_hook"
+
+
+FACTORIES = {
+    "arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn",
+    "randperm", "tensor", "zeros",
+}  # fmt: skip
+"""Functions that make a tensor on the user's default device, unless they are told another one."""
+
+
+@pytest.mark.parametrize("path", sources("reparam", "passes"), ids=name_of)
+def test_new_tensors_are_told_their_device(path: Path) -> None:
+    if path.parent.name == "testing" and path.stem in ("draft", "layers"):
+        return  # models, of whoever draws them
+    factories = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and (node.func.value.id, node.func.attr) in {("torch", name) for name in FACTORIES}
+    ]
+    told = [node for node in factories if any(each.arg == "device" for each in node.keywords)]
+    assert [node.lineno for node in factories if node not in told] == []

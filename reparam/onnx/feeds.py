@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from reparam.devices import CPU
 from reparam.export_graph import extra
 from reparam.facts import TensorFacts
 from reparam.onnx.arrays import to_numpy
@@ -66,8 +67,10 @@ def _shapes(
 
 def _drawn(shape: tuple[int, ...], dtype: torch.dtype | None, seed: torch.Generator) -> Any:
     if dtype is not None and dtype.is_floating_point:
-        return to_numpy(torch.randn(shape, generator=seed, dtype=torch.float64).to(dtype))
-    return to_numpy(torch.randint(0, 2, shape, generator=seed).to(dtype))
+        return to_numpy(
+            torch.randn(shape, generator=seed, dtype=torch.float64, device=CPU).to(dtype)
+        )
+    return to_numpy(torch.randint(0, 2, shape, generator=seed, device=CPU).to(dtype))
 
 
 def varied(feed: Mapping[str, Any], shift: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import border_bias
+from reparam.devices import CPU
 from reparam.errors import OnnxError
 from reparam.export_graph import extra
 from reparam.functions import Sides
@@ -74,7 +75,9 @@ class Draft:
         """An initializer of integers; those that are alike are one."""
         key = tuple(numbers)
         if key not in self._constants:
-            self._constants[key] = self.hold(name, torch.tensor(key, dtype=torch.int64), None)
+            self._constants[key] = self.hold(
+                name, torch.tensor(key, dtype=torch.int64, device=CPU), None
+            )
         return self._constants[key]
 
 
@@ -158,7 +161,7 @@ class _Layer:
         return total
 
     def times(self, factor: float, x: str) -> str:
-        held = self.hold("factor", torch.tensor(factor, dtype=torch.float64))
+        held = self.hold("factor", torch.tensor(factor, dtype=torch.float64, device=CPU))
         return self.add("Mul", x, held, suffix="_factor")
 
     def batch_norm(self, norm: BatchNorm, x: str) -> str:
@@ -222,7 +225,7 @@ class _Layer:
     def norm(self, value: Norm, x: str) -> str:
         if value.kind != "layer":
             raise OnnxError(f"{self.name}: a {value.kind} norm can't be written")
-        gamma = torch.ones(value.channels) if value.weight is None else value.weight
+        gamma = torch.ones(value.channels, device=CPU) if value.weight is None else value.weight
         inputs = [x, self.hold("weight", gamma)]
         inputs += [] if value.bias is None else [self.hold("bias", value.bias)]
         eps = 1e-5 if value.eps is None else value.eps

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reparam.devices import CPU
 from reparam.errors import OnnxError, first_line
 from reparam.export_graph import extra
 from reparam.known import TORCH
@@ -67,7 +68,7 @@ class OnnxFile:
             return to_torch(extra("onnx.numpy_helper").to_array(tensor)).reshape(shape)
         place = Place.of(tensor, self.path.parent)
         if place.length == 0:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device=CPU)
         raw = numpy.memmap(place.path, numpy.uint8, "c", place.offset, (place.length,))
         return TORCH.from_numpy(raw).view(dtype).reshape(shape)
 

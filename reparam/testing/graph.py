@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reparam.devices import CPU
 from reparam.known import TORCH
 from reparam.testing import layers
 from reparam.testing.randomised import randomised
@@ -196,7 +197,9 @@ class Graph:
     def _drawn(self, shapes: list[Shape]) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(self.seed)
         dtype = getattr(torch, self.dtype)
-        return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+        return tuple(
+            torch.randn(shape, generator=generator, device=CPU).to(dtype) for shape in shapes
+        )
 
     def tensor_name(self, number: int) -> str:
         """What a tensor is called in the source."""

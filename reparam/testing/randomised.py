@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reparam.devices import CPU
 from reparam.known import BATCH_NORM_BASE as BATCH_NORM
 from reparam.known import CONV_BASE
 
@@ -39,10 +40,13 @@ def randomised(
     generator = torch.Generator().manual_seed(seed)
 
     def normal(like: Tensor, deviation: float) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float64) * deviation
+        return (
+            torch.randn(like.shape, generator=generator, dtype=torch.float64, device=CPU)
+            * deviation
+        )
 
     def between(like: Tensor, low: float, high: float) -> Tensor:
-        drawn = torch.rand(like.shape, generator=generator, dtype=torch.float64)
+        drawn = torch.rand(like.shape, generator=generator, dtype=torch.float64, device=CPU)
         return low + (high - low) * drawn
 
     model.eval()
@@ -56,7 +60,7 @@ def randomised(
                     layer.bias.copy_(normal(layer.bias, 0.3))
             elif isinstance(module, NORMS):
                 if isinstance(module, BATCH_NORM):
-                    choice = int(torch.randint(len(EPSILONS), (), generator=generator))
+                    choice = int(torch.randint(len(EPSILONS), (), generator=generator, device=CPU))
                     layer.eps = EPSILONS[choice]
                 if layer.weight is not None:
                     signs = between(layer.weight, -1, 3).sign()  # one in four is negative
@@ -108,7 +112,7 @@ def _specialise(model: nn.Module, generator: torch.Generator) -> None:
     """Put the numbers in, once everything is calibrated, that a law may treat apart."""
 
     def chosen() -> bool:
-        return bool(torch.rand((), generator=generator) < SPECIAL)
+        return bool(torch.rand((), generator=generator, device=CPU) < SPECIAL)
 
     with torch.no_grad():
         for module in model.modules():

@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from reparam.devices import CPU
 from reparam.testing.draft import DrawFn
 from reparam.testing.randomised import EPSILONS
 from reparam.values import BatchNorm, Conv
@@ -22,7 +23,7 @@ CHANNELS = st.sampled_from((1, 2, 4, 6))
 def drawn(seed: int, *shape: int) -> Tensor:
     """Random float64 numbers that depend on nothing but the seed and the shape."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device=CPU)
 
 
 def with_numbers(conv: Conv, seed: int) -> Conv:

@@ -1,0 +1,1 @@
+"""A device beside the CPU, to see that a compile mixes no devices where there is no GPU."""
