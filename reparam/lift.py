@@ -119,7 +119,7 @@ class _Lifter:
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             # A call that is written in a way no rule foresaw is no reason to refuse a model.
             lifted, reason = None, f"its arguments are not understood ({error})"
-        if lifted is None:
+        if lifted is None or not found(lifted[1], fx.Node):  # a layer may be called on None
             self._opaque(node, reason)
             return
         value, args = lifted

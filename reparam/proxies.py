@@ -127,6 +127,12 @@ class _Recorded:
         """The keys of a dictionary; else a call of the method."""
         return AttributeProxy(self, "keys")()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy of a proxy, by `copy.copy` or a pickle, would stand for nothing."""
+        raise TraceError("it copies or pickles a tensor as an object of Python's")
+
+    __deepcopy__ = __reduce_ex__
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A tensor can't be called."""
         raise TraceError("it calls what it is given as an argument")
@@ -150,6 +156,7 @@ class TensorProxy(_Recorded, fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         """Stand for an attribute of it, or a method."""
+        _require_made(name, ("tracer", "node"))
         if name in ("_is_param", "_is_buffer"):  # what torch asks to tell its own
             return False
         if name in ("grad", "grad_fn"):
@@ -164,6 +171,7 @@ class AttributeProxy(_Recorded, Attribute):
 
     def __getattr__(self, name: str) -> Any:
         """Stand for an attribute of the attribute."""
+        _require_made(name, ("tracer", "root", "attr", "_node"))
         return AttributeProxy(self, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -175,6 +183,12 @@ class AttributeProxy(_Recorded, Attribute):
                 self.tracer.held_keys(self.root, list(keys))
                 return [DICTIONARY_VIEWS[self.attr](self.root, key) for key in keys]
         return Attribute.__call__(self, *args, **kwargs)
+
+
+def _require_made(name: str, own: tuple[str, ...]) -> None:
+    """Refuse a proxy that lacks what each is made with: to find that, it would ask for it again."""
+    if name in own:
+        raise AttributeError(f"a proxy was made without its {name}")
 
 
 def _caller(method: Any) -> FrameType:

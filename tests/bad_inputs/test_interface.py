@@ -17,6 +17,7 @@ from tests.bad_inputs.outcomes import (
     conv_norm,
     fused_exactly,
     norms,
+    refused,
     same,
     trained,
 )
@@ -191,6 +192,33 @@ def test_row_39_what_eager_refuses_is_refused() -> None:
     for args, kwargs in (((), {}), ((IMAGE,), {"unknown": 1}), ((IMAGE,) * 4, {})):
         with pytest.raises((TypeError, AssertionError)):
             fused(*args, **kwargs)
+
+
+class Conditioned(nn.Module):
+    """Calls layers on an argument that may be left out, which only some of them take."""
+
+    def __init__(self, context: nn.Module) -> None:
+        super().__init__()
+        self.block, self.context = conv_norm(), context
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.block(x) + self.context(context)
+
+
+NONE_TAKEN = [nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.PReLU(), nn.Flatten(3)]
+
+
+@pytest.mark.parametrize(
+    "layer", [*NONE_TAKEN, nn.Linear(6, 6)], ids=lambda layer: type(layer).__name__
+)
+@pytest.mark.parametrize("options", [{}, {"constants": {"context": None}}])
+def test_row_39_a_layer_that_is_called_on_none(layer: nn.Module, options: Any) -> None:
+    model = trained(Conditioned(layer).eval(), IMAGE, IMAGE)
+    fused = compiled(model, **options)
+    for each in (model, fused):
+        with pytest.raises((TypeError, AttributeError), match="None"):
+            each(IMAGE)
+    refused(model, reparam.VerificationError, "does not run on these", example_inputs=IMAGE)
 
 
 def test_row_39_any_number_of_arguments() -> None:

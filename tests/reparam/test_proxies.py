@@ -1,7 +1,9 @@
 """What Python asks of stand-ins: recorded where that goes, else answered by the example inputs."""
 
 import collections
+import copy
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor, fx, nn
 
 import reparam
 from reparam.known import HELD
+from reparam.proxies import AttributeProxy, TensorProxy
 from tests.bad_inputs.outcomes import compiled, same
 from tests.passes.alone import Net
 from tests.strategies import drawn
@@ -284,6 +287,46 @@ def test_what_no_example_answers(forward: Forward, reason: str) -> None:
     assert type(fused) is Net
     (remark,) = reparam.report(fused).missed
     assert reason in remark.message
+
+
+COPIES: dict[str, Forward] = {
+    "copy": lambda _, x: copy.copy(x) * 2,
+    "deep copy": lambda _, x: copy.deepcopy(x) * 2,
+    "deep copy in a list": lambda _, x: copy.deepcopy([x])[0] * 2,
+    "copy of the sizes": lambda _, x: x * copy.copy(x.shape)[0],
+    "pickle": lambda _, x: pickle.loads(pickle.dumps(x)) * 2,
+}
+
+
+@pytest.mark.parametrize("example", [None, X], ids=["without", "with example"])
+@pytest.mark.parametrize("forward", COPIES.values(), ids=COPIES)
+def test_a_forward_that_copies_in_pythons_way_stays(forward: Forward, example: Any) -> None:
+    model, fused = told(forward, example)
+    assert type(fused) is Net
+    (remark,) = reparam.report(fused).missed
+    assert "it copies or pickles a tensor as an object of Python's" in remark.message
+    same(model, fused, X)
+
+
+def test_a_copied_dictionary_of_tensors_is_the_models_own() -> None:
+    def forward(_: Any, batch: Any) -> Tensor:
+        batch = copy.copy(batch)
+        batch["x"] = batch["x"] * 2
+        return batch["x"]
+
+    given = {"x": X}
+    model, fused = told(forward, (given,))
+    assert type(fused) is Net
+    same(model, fused, given)
+    assert given["x"] is X
+
+
+@pytest.mark.parametrize("kind", [TensorProxy, AttributeProxy])
+@pytest.mark.parametrize("name", ["tracer", "node", "shape"])
+def test_a_proxy_that_was_never_made_has_nothing(kind: Any, name: str) -> None:
+    """Python would ask it for what it lacks without end."""
+    with pytest.raises(AttributeError, match="a proxy was made without its"):
+        getattr(object.__new__(kind), name)
 
 
 IN_PLACE: dict[str, Forward] = {
