@@ -8,11 +8,9 @@ import builtins
 import dis
 import inspect
 import operator
-import threading
 import typing
 from collections.abc import Callable, Generator, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, cast, no_type_check
 from unittest import mock
@@ -23,6 +21,7 @@ from torch.fx.proxy import Attribute, TraceError
 
 from reparam import known
 from reparam.arguments import found
+from reparam.modes import modes_asked
 
 IN_PLACE = known.INPLACE_OPERATORS - {"imatmul"}
 """The operators that tensors have methods of."""
@@ -37,8 +36,10 @@ they fail before anybody is asked."""
 NAMES = frozenset(dir(torch.Tensor))
 """What a tensor has."""
 
-TORCH = str(Path(torch.__file__).parent)
-"""Where torch's own code is."""
+GRADIENTS = ("grad", "grad_fn")
+OF_GRADIENTS = ("requires_grad", "is_leaf", "retains_grad")
+"""What only a weight has whether gradients are wanted or not."""
+GRADIENT = "it asks for the {} of a tensor"
 
 IGNORED = ("CACHE", "NOT_TAKEN", "TO_BOOL")
 """Instructions that stand between a test and its jump in some versions of Python."""
@@ -159,8 +160,8 @@ class TensorProxy(_Recorded, fx.Proxy):
         _require_made(name, ("tracer", "node"))
         if name in ("_is_param", "_is_buffer"):  # what torch asks to tell its own
             return False
-        if name in ("grad", "grad_fn"):
-            raise TraceError(f"it asks for the {name} of a tensor")
+        if name in GRADIENTS or (name in OF_GRADIENTS and self.node.op != "get_attr"):
+            raise TraceError(GRADIENT.format(name))
         if name not in NAMES and isinstance(self.tracer.known_value(self), torch.Tensor):
             raise AttributeError(f"'Tensor' object has no attribute {name!r}")
         return AttributeProxy(self, name)
@@ -172,6 +173,8 @@ class AttributeProxy(_Recorded, Attribute):
     def __getattr__(self, name: str) -> Any:
         """Stand for an attribute of the attribute."""
         _require_made(name, ("tracer", "root", "attr", "_node"))
+        if name in GRADIENTS + OF_GRADIENTS:
+            raise TraceError(GRADIENT.format(name))
         return AttributeProxy(self, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -260,16 +263,6 @@ def python_asks(tracer: Any) -> Generator[None]:
             device_type = tracer.examples(device_type.node)
         own_autocast(region, device_type, *args, **kwargs)
 
-    thread = threading.get_ident()
-
-    def gradients() -> bool:
-        if threading.get_ident() != thread:
-            return own_gradients()
-        if _caller(inspect.currentframe()).f_code.co_filename.startswith(TORCH):
-            return own_gradients()
-        raise TraceError("it asks whether gradients are wanted")
-
-    own_gradients = torch.is_grad_enabled
     autograd: Any = torch.autograd.Function
     own_apply = inspect.getattr_static(autograd, "apply")  # of Python or of C, by release
 
@@ -293,7 +286,7 @@ def python_asks(tracer: Any) -> Generator[None]:
         for name, factory in FACTORIES.items():
             patch = recorded if "tensor" in name else sized
             stack.enter_context(mock.patch.object(torch, name, patch(factory)))
-        stack.enter_context(mock.patch.object(torch, "is_grad_enabled", gradients))
+        stack.enter_context(modes_asked())
         stack.enter_context(mock.patch.object(torch.autocast, "__init__", autocast))
         stack.enter_context(mock.patch.object(autograd, "apply", classmethod(apply)))
         yield

@@ -26,6 +26,7 @@ from reparam.arguments import give
 from reparam.asked import AskedTracer
 from reparam.guarded import Guarded
 from reparam.meaning import has_meaning
+from reparam.modes import autocast, require_modes
 from reparam.places import NO_CODE, explained
 from reparam.proxies import AttributeProxy, TensorProxy, python_asks
 from reparam.state import LayerState, State
@@ -70,7 +71,7 @@ class Tracer(AskedTracer):
         self.tensors: dict[str, Tensor] = {}
         self._layers: dict[int, LayerState] = {}
         self._given: dict[int, tuple[Tensor, int]] = {}
-        self._autocast = _autocast()
+        self._autocast = autocast()
         self._thread = threading.get_ident()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -85,7 +86,7 @@ class Tracer(AskedTracer):
         before = [*map(State, own), *self._layers.values()]
         self._thread = threading.get_ident()
         try:
-            with Guarded(root), _deeper_stack():
+            with torch.no_grad(), Guarded(root), _deeper_stack():
                 graph = super().trace(root, concrete_args)
         finally:
             attributes = vars(cast("nn.Module", root))
@@ -120,9 +121,8 @@ class Tracer(AskedTracer):
         return TensorProxy(node, self)
 
     def create_node(self, kind: str, target: Any, args: Any, *rest: Any, **more: Any) -> fx.Node:
-        """Add a node; refuse one whose dtypes depend on where it stands."""
-        if _autocast() != self._autocast:
-            raise TraceError("it runs under autocast")
+        """Add a node; refuse one that depends on the mode in which it stands."""
+        require_modes(self._autocast)
         if getattr(target, "__name__", target) in known.RESIZING:
             raise TraceError("it changes the sizes of a tensor in place")
         node = super().create_node(kind, target, (), *rest, **more)
@@ -284,7 +284,3 @@ def _plain(a: Any) -> Any:
     if type(a).__module__ != "numpy":
         raise TraceError(f"it passes on a {type(a).__name__}, which is no plain number or text")
     return a.item()
-
-
-def _autocast() -> tuple[bool, ...]:
-    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")

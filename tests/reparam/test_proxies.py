@@ -36,10 +36,6 @@ def by_size(_: Any, x: Tensor) -> Tensor:
     return x.relu() if x.shape[2] > 4 else -x
 
 
-def by_attribute(_: Any, x: Tensor) -> Tensor:
-    return x.relu() if x.requires_grad else -x
-
-
 def by_error(_: Any, x: Tensor) -> Tensor:
     if not x.shape[2] > 4:
         raise ValueError(x.shape)
@@ -319,6 +315,40 @@ def test_a_copied_dictionary_of_tensors_is_the_models_own() -> None:
     assert type(fused) is Net
     same(model, fused, given)
     assert given["x"] is X
+
+
+ABOUT_GRADIENTS: dict[str, Forward] = {
+    "requires_grad": lambda m, x: x * 2 if (x * m.weight).requires_grad else x,
+    "requires_grad of a view": lambda _, x: x * 2 if x.mT.requires_grad else x,
+    "requires_grad of a product of weights": lambda m, x: (
+        x * 2 if (m.weight * 2).requires_grad else x
+    ),
+    "is_leaf": lambda m, x: x * 2 if (x * m.weight).is_leaf else x,
+    "retains_grad": lambda _, x: x * 2 if x.retains_grad else x,
+    "grad_fn": lambda m, x: x * 2 if (x * m.weight).grad_fn is None else x,
+}
+
+
+@pytest.mark.parametrize("example", [None, X], ids=["without", "with example"])
+@pytest.mark.parametrize("asked", ABOUT_GRADIENTS)
+def test_a_forward_that_asks_about_gradients_stays(asked: str, example: Any) -> None:
+    model = Net(ABOUT_GRADIENTS[asked], weight=torch.ones(6)).eval()
+    fused = compiled(model, example, passes=())
+    assert type(fused) is Net
+    (remark,) = reparam.report(fused).missed
+    name = asked.partition(" ")[0]
+    assert f"it asks for the {name} of a tensor" in remark.message
+    torch.testing.assert_close(fused(X), model(X))  # where gradients are wanted
+
+
+def test_a_weight_says_whether_it_is_trained() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return x * m.weight if m.weight.requires_grad and m.weight.is_leaf else x
+
+    model = Net(forward, weight=torch.full((6,), 2.0)).eval()
+    fused = compiled(model, passes=())
+    assert isinstance(fused, fx.GraphModule)
+    same(model, fused, X)
 
 
 @pytest.mark.parametrize("kind", [TensorProxy, AttributeProxy])

@@ -130,9 +130,43 @@ def casts(net: Any, x: Tensor) -> Tensor:
         return net.conv(x)
 
 
+def turns_gradients_on(net: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return net.conv(x)
+
+
+def leaves_gradients_on(net: Any, x: Tensor) -> Tensor:
+    torch.set_grad_enabled(True)
+    return net.conv(x)
+
+
+def leaves_gradients_on_at_last(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    torch.set_grad_enabled(True)
+    return y
+
+
+def asks_for_autocast(net: Any, x: Tensor) -> Tensor:
+    return net.conv(x) * 2 if torch.is_autocast_enabled("cpu") else net.conv(x)
+
+
+def asks_for_the_dtype_of_autocast(net: Any, x: Tensor) -> Tensor:
+    return net.conv(x).to(torch.get_autocast_dtype("cpu"))
+
+
+def asks_for_inference_mode(net: Any, x: Tensor) -> Tensor:
+    return net.conv(x) * 2 if torch.is_inference_mode_enabled() else net.conv(x)
+
+
 @pytest.mark.parametrize(
     ("forward", "reason"),
     [
+        (turns_gradients_on, "it turns gradients on"),
+        (leaves_gradients_on, "it turns gradients on"),
+        (leaves_gradients_on_at_last, "it turns gradients on"),
+        (asks_for_autocast, "it asks whether it runs under autocast"),
+        (asks_for_the_dtype_of_autocast, "it asks whether it runs under autocast"),
+        (asks_for_inference_mode, "it asks whether gradients are wanted"),
         (remembers, "it changes its attribute 'last'"),
         (counts_calls, "it changes its attribute 'calls'"),
         (collects, "it changes its attribute 'seen'"),
@@ -153,6 +187,33 @@ def test_what_would_be_lost_in_a_trace_stays(
     assert reason in remark.message
     assert vars(model) == before
     assert model.seen == []
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("forward", [turns_gradients_on, leaves_gradients_on, casts])
+def test_the_mode_of_gradients_is_the_users_after_a_compile(
+    forward: Callable[[Any, Tensor], Tensor], wanted: bool
+) -> None:
+    with torch.set_grad_enabled(wanted):
+        reparam.compile(Net(forward).eval(), passes=passes.DEFAULT)
+        assert torch.is_grad_enabled() is wanted
+
+
+def test_gradients_that_a_forward_turns_on_are_there() -> None:
+    model = Net(turns_gradients_on).eval()
+    with torch.no_grad():
+        assert reparam.compile(model)(IMAGES.float()).requires_grad
+
+
+def test_a_forward_may_turn_gradients_off() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = net.norm(net.conv(x))
+        return net.other(y)
+
+    before, fused = compiled(forward)
+    assert "BatchNorm2d" not in reparam.report(fused).after.operators
+    assert relative_difference(before(IMAGES), fused(IMAGES)) <= EXACT
 
 
 def test_the_same_inside_a_block_leaves_the_block_whole() -> None:

@@ -1,0 +1,73 @@
+"""Modes of torch that a trace would freeze or lose: autocast, and whether gradients are wanted.
+
+A forward is traced with gradients off, as `no_grad` has it: where they are on, it turned them on.
+"""
+
+import inspect
+import threading
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import torch
+from torch.fx.proxy import TraceError
+
+TORCHS: Any = torch.__dict__["_C"]
+"""Where the questions are that nobody stands before, while a forward is traced."""
+
+FOLDER = str(Path(torch.__file__).parent)
+"""Where torch's own code is, which may ask."""
+
+GRADIENTS = "it asks whether gradients are wanted"
+AUTOCAST = "it asks whether it runs under autocast"
+
+QUESTIONS = {
+    "is_grad_enabled": GRADIENTS,
+    "is_inference_mode_enabled": GRADIENTS,
+    **{
+        name: AUTOCAST for name in vars(torch) if name.startswith(("is_autocast_", "get_autocast_"))
+    },
+}
+"""What a forward may ask torch itself, by the reason for which it then stays."""
+
+Autocast = tuple[bool, bool]
+
+
+def autocast() -> Autocast:
+    """Whether calls run under autocast on CPUs, and on GPUs."""
+    return TORCHS.is_autocast_enabled("cpu"), TORCHS.is_autocast_enabled("cuda")
+
+
+def require_modes(before: Autocast) -> None:
+    """Refuse a call in another mode than that in which the trace began.
+
+    Raises:
+        TraceError: saying in which.
+    """
+    if autocast() != before:
+        raise TraceError("it runs under autocast")
+    if TORCHS.is_grad_enabled():
+        raise TraceError("it turns gradients on")
+
+
+@contextmanager
+def modes_asked() -> Generator[None]:
+    """Refuse a forward that asks torch for a mode, in the thread that traces."""
+    thread = threading.get_ident()
+
+    def refused(own: Callable[..., Any], reason: str) -> Callable[..., Any]:
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            asking = cast("Any", inspect.currentframe()).f_back.f_code.co_filename
+            if threading.get_ident() != thread or asking.startswith(FOLDER):
+                return own(*args, **kwargs)
+            raise TraceError(reason)
+
+        return answer
+
+    with ExitStack() as stack:
+        for name, reason in QUESTIONS.items():
+            patch = refused(getattr(torch, name), reason)
+            stack.enter_context(mock.patch.object(torch, name, patch))
+        yield
