@@ -109,7 +109,7 @@ def _norm(norm: Norm) -> Any:
 
 
 def write_call(
-    graph: fx.Graph, path: str, args: tuple[fx.Node, ...], kwargs: dict[str, Any] | None = None
+    graph: fx.Graph, path: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
 ) -> fx.Node:
     """Add the call of a module to a graph, without fx's search of the arguments."""
     node = graph.create_node("call_module", path, kwargs=kwargs)

@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, no_type_check
 from unittest import mock
 
 import torch
 from torch.fx.proxy import TraceError
 
-TORCHS: Any = torch.__dict__["_C"]
+from reparam import known
+
+TORCHS: Any = known.TORCH._C
 """Where the questions are that nobody stands before, while a forward is traced."""
 
 FOLDER = str(Path(torch.__file__).parent)
@@ -58,13 +60,14 @@ def modes_asked() -> Generator[None]:
     thread = threading.get_ident()
 
     def refused(own: Callable[..., Any], reason: str) -> Callable[..., Any]:
+        @no_type_check  # a check of annotations would stand between it and the code that asks
         def answer(*args: Any, **kwargs: Any) -> Any:
             asking = cast("Any", inspect.currentframe()).f_back.f_code.co_filename
             if threading.get_ident() != thread or asking.startswith(FOLDER):
                 return own(*args, **kwargs)
             raise TraceError(reason)
 
-        return answer
+        return cast("Callable[..., Any]", answer)
 
     with ExitStack() as stack:
         for name, reason in QUESTIONS.items():
