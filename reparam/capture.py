@@ -10,12 +10,13 @@ from torch import Tensor, fx, nn
 
 from reparam import known
 from reparam.bound import bind, defaults, split_constants, tensor_defaults
-from reparam.errors import CaptureError, TrainingModeError, UntracedError
+from reparam.errors import CaptureError, UntracedError
 from reparam.paths import attribute_at
 from reparam.places import NO_CODE, explained
 from reparam.rebind import rebind
 from reparam.runs import split_inputs
 from reparam.tracer import Tracer
+from reparam.training import check_mode
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ def checked(model: Any) -> nn.Module:
     modules: Iterator[Any] = model.modules()
     if any(lazy(p) for module in modules for p in module._parameters.values()):
         raise CaptureError("the model has parameters of no size yet; run it once")
+    for path, parameter in model.named_parameters():
+        if str(parameter.layout).startswith("torch.sparse"):
+            raise CaptureError(
+                f"the parameter {path!r} is sparse, and torch copies no such parameters; "
+                "hold it as a buffer"
+            )
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(f"{NO_CODE} to trace; pass the module it was made from")
     return model
@@ -96,28 +103,6 @@ def _exported(model: Any) -> bool:
     if not isinstance(model, fx.GraphModule) or not model.training:
         return False
     return any(known.internal(node.target) for node in model.graph.nodes)
-
-
-def check_mode(model: nn.Module) -> None:
-    """Refuse a model in training mode.
-
-    Raises:
-        TrainingModeError: naming the first module that behaves differently there.
-    """
-    if not model.training:
-        return
-    affected = (known.NORM_BASE, known.DROPOUT_BASE)
-    layers = (
-        (name, module)
-        for name, module in modules_of(model)
-        if module.training and isinstance(module, affected)
-    )
-    name, module = next(layers, ("", model))
-    where = f"module {name!r} ({type(module).__name__})" if name else f"{type(module).__name__}"
-    raise TrainingModeError(
-        f"{where} is in training mode, where it is not the function that it deploys as; "
-        "call model.eval() first"
-    )
 
 
 def capture(

@@ -66,20 +66,21 @@ def compile(  # noqa: A001 - the name that users of a compiler look for
 
     Raises:
         TrainingModeError: if the model is in training mode.
-        CaptureError: if it is no module; if it has no such method, or no argument of a constant's
-            name; if it can't be traced, and one of these was asked for; or if one of several
-            entries writes to what another reads.
+        CaptureError: if it is no module; if a parameter is sparse; if it has no such method, or no
+            argument of a constant's name; if it can't be traced, and one of these was asked for;
+            or if one of several entries writes to what another reads.
         PassError: if something among `passes` is no pass.
         VerificationError: if the whole result differs from the model.
     """
     chosen = checked_passes(passes)
     if verify not in (True, False, "proof"):
         raise ReparamError(f'verify is True, False or "proof", not {verify!r}')
+    entries = checked_methods(methods)
     given = weakref.ref(checked(model))
     model = materialised(unwrapped(model))
     options = Options(chosen, verify, remarks or _ignore)
     with _one_at_a_time, _uncollected(), torch.inference_mode(False):  # nobody could train those
-        fused = _compiled(model, options, example_inputs, constants, methods)
+        fused = _compiled(model, options, example_inputs, constants, entries)
     _records[fused] = _Record(given, chosen, example_inputs, constants, methods)
     return fused
 
@@ -142,7 +143,7 @@ def _compiled(
     options: Options,
     example_inputs: Any,
     constants: Mapping[str, Any] | None,
-    methods: Sequence[str] | Mapping[str, Any],
+    methods: Mapping[str, Any],
 ) -> nn.Module:
     """Compile a model and its further methods, and verify them."""
     verify, begun = options.verify, time.perf_counter()
@@ -152,10 +153,9 @@ def _compiled(
     if verify and example_inputs is not None:
         reference = Bound(model, constants) if constants else model
         whole = _verified(reference, fused, example_inputs)
-    entries = methods if isinstance(methods, Mapping) else dict.fromkeys(methods)
     added: dict[str, fx.GraphModule] = {}
     compiled: dict[str, Block] = {"forward": block}
-    for method, example in entries.items():
+    for method, example in methods.items():
         if not callable(getattr(model, method, None)):
             raise CaptureError(f"{type(model).__name__} has no method {method!r} to compile")
         entry = Block(model, options, example, method=method)
@@ -211,8 +211,9 @@ def checked_passes(passes: Any) -> tuple[Pass, ...]:
     """
     if passes is None:
         return default_passes()
-    if isinstance(passes, Rewrite):
-        raise PassError(f"passes is a tuple of passes; write passes=({passes.name},)")
+    if isinstance(passes, Rewrite | str):
+        name = passes if isinstance(passes, str) else passes.name
+        raise PassError(f"passes is a tuple of passes; write passes=({name},)")
     if not isinstance(passes, Iterable):
         raise PassError(f"passes is a tuple of passes, not {type(passes).__name__}")
     chosen = tuple(cast("Iterable[Any]", passes))
@@ -222,6 +223,24 @@ def checked_passes(passes: Any) -> tuple[Pass, ...]:
                 f"{one!r} is no pass; use reparam.rewrite, or a function of a GraphModule"
             )
     return chosen
+
+
+def checked_methods(methods: Any) -> Mapping[str, Any]:
+    """The example inputs of further methods by their names; None for those that have none.
+
+    Raises:
+        CaptureError: if something is no name.
+    """
+    if isinstance(methods, str):
+        raise CaptureError(f"methods is a tuple of names; write methods=({methods!r},)")
+    if not isinstance(methods, Iterable):
+        raise CaptureError(f"methods is a tuple of names, not {type(methods).__name__}")
+    names = tuple(cast("Iterable[Any]", methods))
+    for name in names:
+        if not isinstance(name, str):
+            raise CaptureError(f"methods is a tuple of names, and {name!r} is none")
+    given = isinstance(methods, Mapping)
+    return cast("Mapping[str, Any]", methods) if given else dict.fromkeys(names)
 
 
 def _ignore(_: Remark) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from reparam.capture import check_mode
 from reparam.errors import ExportError
 from reparam.export_check import check, shapes_text
 from reparam.export_graph import Draft, NotDynamicError, draft, extra, open_axes, opset_of, quiet
 from reparam.export_model import FlatModel
+from reparam.training import check_mode
 from reparam.verify import Equivalence
 
 DEFAULT_OPSET = 20

@@ -19,6 +19,8 @@ from reparam.wrappers import duplicate
 DRAWS = 4
 """How often weights and inputs are rounded in other ways, to see how far off a model may be."""
 
+PLAIN = int | float | complex | str | None
+
 
 @dataclass(frozen=True)
 class Run:
@@ -55,6 +57,7 @@ def run(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Run:
         VerificationError: if one of them does not run, or if shapes or dtypes differ.
     """
     outputs = own_outputs(model, example_inputs)
+    _require_known(outputs)
     with torch.no_grad(), _as_it_was(fused):
         returned = _outputs("the compiled model", fused, example_inputs)
         compiled = _clone(returned)
@@ -70,6 +73,20 @@ def run(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Run:
     flipped = _flipped(outputs, compiled)
     exact = float64_outputs(model, example_inputs)
     return Run(floats(outputs), floats(compiled), exact, flipped)
+
+
+def _require_known(output: Any) -> None:
+    """Refuse a result in which nothing is known to be a tensor.
+
+    Raises:
+        VerificationError: naming the type of what may hold some.
+    """
+    others = [x for x in _leaves(output) if not isinstance(x, Tensor | PLAIN)]
+    if others and not tensors(output):
+        raise VerificationError(
+            f"the model returns a {type(others[0]).__name__}, in which no tensor can be found to "
+            "compare; return a dict, a tuple or a dataclass, or compile with verify=False"
+        )
 
 
 def _structure(output: Any) -> list[Any]:

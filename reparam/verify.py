@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reparam.errors import VerificationError
 from reparam.runs import Run, error_of_roundings, run, runs_on, varied
+from reparam.training import check_layers
 
 EXACT = 1e-9
 """Largest relative difference of two expressions that are equal, evaluated in float64."""
@@ -109,9 +110,11 @@ def verify(model: nn.Module, fused: nn.Module, example_inputs: Any) -> Equivalen
         example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
 
     Raises:
+        TrainingModeError: if the model is in training mode, and has a layer to which it matters.
         VerificationError: if the outputs have different structures, shapes or dtypes, or if one
             of the two does not run on these inputs, or the model not in float64.
     """
+    check_layers(model)
     runs = [run(model, fused, example_inputs)]
     first = judged(runs)
     if 1 < first.excess <= UNLUCKY or _otherwise(first):

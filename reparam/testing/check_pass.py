@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import hypothesis
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyFailure
 from torch import nn
 
 from reparam.pipelines import Pass
@@ -214,6 +215,11 @@ class _Run:
             if not failing:
                 raise
             self._report(failing[0], found)
+        except FlakyFailure as flaky:
+            if not any(isinstance(error, CheckFailed) for error in flaky.exceptions):
+                raise
+            text = f"{self.check.name}: asked twice about one graph, it answers differently"
+            raise CheckFailed(text) from None
 
     def _outcome(self, graph: Graph, *, sizes: bool = True) -> Outcome:
         """What the pass did to a graph.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
+from reparam.compiler import checked_methods
 from tests.bad_inputs.outcomes import (
     IMAGE,
     assert_alike,
@@ -98,6 +99,14 @@ def test_methods_that_are_not_named_say_so() -> None:
 def test_methods_that_there_are_none_of() -> None:
     with pytest.raises(reparam.ReparamError, match="forward_nothing"):
         compiled(classifier(), methods=("forward_nothing",))
+
+
+def test_methods_that_are_no_tuple_of_names() -> None:
+    with pytest.raises(reparam.CaptureError, match=r"write methods=\('forward_features',\)"):
+        compiled(classifier(), methods="forward_features")
+    for methods, what in ((3, "not int"), ((3,), "and 3 is none")):
+        with pytest.raises(reparam.CaptureError, match=f"methods is a tuple of names, {what}"):
+            checked_methods(methods)
 
 
 def test_train_of_the_result_changes_nothing() -> None:

@@ -180,9 +180,10 @@ def test_row_49_no_pass_at_all(thing: Any) -> None:
         compiled(network(), passes=(thing,))
 
 
-def test_row_49_one_pass_that_is_no_tuple() -> None:
+@pytest.mark.parametrize("one", [passes.fold_batchnorm, "fold_batchnorm"], ids=["pass", "name"])
+def test_row_49_one_pass_that_is_no_tuple(one: Any) -> None:
     with pytest.raises(reparam.PassError, match=r"write passes=\(fold_batchnorm,\)"):
-        compiled(network(), passes=passes.fold_batchnorm)
+        compiled(network(), passes=one)
 
 
 @rewrite

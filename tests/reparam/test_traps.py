@@ -628,6 +628,14 @@ def test_parameters_of_no_size() -> None:
         reparam.compile(nn.LazyLinear(3).eval())
 
 
+def test_parameters_that_are_sparse() -> None:
+    sparse = nn.Parameter(torch.eye(4).to_sparse())
+    model = Net(lambda m, x: m.linear(m.weight @ x), linear=nn.Linear(4, 4), weight=sparse).eval()
+    for example in (None, torch.ones(4, 4)):
+        with pytest.raises(CaptureError, match=r"'weight' is sparse, .* hold it as a buffer"):
+            reparam.compile(model, example)
+
+
 @torch.library.custom_op("reparam_tests::double", mutates_args={"x"})
 def double_in_place(x: Tensor) -> None:
     x.mul_(2)

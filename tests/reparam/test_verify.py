@@ -1,8 +1,10 @@
 """The judge of whole models: what it lets through, and what it does not."""
 
 import copy
+from collections import UserDict
 from dataclasses import dataclass
 from math import inf, nan
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -286,6 +288,37 @@ def test_integers_alone_are_compared() -> None:
     assert reparam.verify(model, model, x).equivalent
     assert not reparam.verify(model, Net(lambda m, x: x.argmin(1)), x).equivalent
     reparam.compile(model.eval(), x)
+
+
+class Named(dict[str, Any]):
+    """What pytree knows nothing of, as it is not registered."""
+
+
+RESULTS = {
+    "Named": lambda y: Named(y=y),
+    "UserDict": lambda y: UserDict(y=y),
+    "SimpleNamespace": lambda y: SimpleNamespace(y=y),
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_a_result_in_which_no_tensor_is_found_is_named(kind: str) -> None:
+    model, x = Net(lambda m, x: RESULTS[kind](x * 2)).eval(), drawn(0, 2, 4)
+    words = f"the model returns a {kind}, in which no tensor can be found .* return a dict, a tuple"
+    for check in (lambda: reparam.compile(model, x), lambda: reparam.verify(model, model, x)):
+        with pytest.raises(reparam.VerificationError, match=words):
+            check()
+    fused = reparam.compile(model, x, verify=False)
+    assert str(fused(x)) == str(model(x))
+
+
+def test_a_model_in_training_mode_is_refused_where_that_matters() -> None:
+    x = drawn(0, 2, 4)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout()).double().eval()
+    fused = reparam.compile(model)
+    assert reparam.verify(nn.Sequential(model), fused, x).equivalent, "nothing in it differs"
+    with pytest.raises(reparam.TrainingModeError, match=r"module '1' \(Dropout\) .*eval\(\)"):
+        reparam.verify(model.train(), fused, x)
 
 
 @dataclass

@@ -88,6 +88,11 @@ def test_a_pass_that_keeps_a_state() -> None:
     assert "has to be defined here: it is not at the top of a module" in found.program
 
 
+def test_a_pass_that_is_wrong_now_and_then() -> None:
+    found = failure(reparam.rewrite(wrong.Forgetful().__call__))
+    assert str(found) == "__call__: asked twice about one graph, it answers differently"
+
+
 def test_a_vacuous_pass() -> None:
     found = failure(wrong.look_for_nothing, max_examples=20)
     assert found.finding.startswith("look_for_nothing fired on 0 of ")

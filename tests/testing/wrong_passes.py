@@ -1,5 +1,6 @@
 """Passes that are wrong, each in one way, and one that is right."""
 
+import itertools
 from dataclasses import replace
 
 import torch
@@ -83,6 +84,21 @@ def fail(call: reparam.Call) -> reparam.Replace | None:
     if isinstance(call.value, Sum) and len(call.inputs) > 1:
         raise ZeroDivisionError("of all things")
     return None
+
+
+class Forgetful:
+    """Drops ε, but only every 50th time."""
+
+    def __init__(self) -> None:
+        self.asked = itertools.count(1)
+
+    def __call__(self, call: reparam.Call) -> reparam.Replace | None:
+        if (match := norm_and_conv(call)) is None:
+            return None
+        norm, source, conv = match
+        if next(self.asked) % 50 == 0:
+            norm = replace(norm, eps=norm.eps + 1)
+        return reparam.Replace(folded(norm, conv), *source.inputs)
 
 
 class Moody:
