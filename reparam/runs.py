@@ -231,10 +231,8 @@ def otherwise_rounded(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     def rounded(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        share = (
-            torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device=CPU) * 2 - 1
-        )
-        nudge = 1 + torch.finfo(dtype).eps * share.to(tensor.device)
+        share = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device=CPU)
+        nudge = 1 + torch.finfo(dtype).eps * (share * 2 - 1).to(tensor.device)
         return (tensor.double() * nudge).to(tensor.dtype)
 
     return rounded

@@ -27,12 +27,13 @@ SECOND = "second"
 
 def build(folder: Path) -> None:
     """Compile the device and register it, with what torch asks of the module of one."""
+    from torch.utils import backend_registration as backend
     from torch.utils.cpp_extension import load
 
     source = Path(__file__).with_name("device.cpp")
     folder.mkdir(parents=True, exist_ok=True)
     load("second_device", [str(source)], build_directory=str(folder)).register_hooks()
-    torch.utils.rename_privateuse1_backend(SECOND)
+    backend.rename_privateuse1_backend(SECOND)
     module: Any = SimpleNamespace(
         is_available=lambda: True,
         is_initialized=lambda: True,
@@ -42,7 +43,7 @@ def build(folder: Path) -> None:
         _is_in_bad_fork=lambda: False,
     )
     torch._register_device_module(SECOND, module)
-    torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+    backend.generate_methods_for_privateuse1_backend(for_storage=True)
 
 
 def compared(graph: Graph, device: str) -> str | None:
