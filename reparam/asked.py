@@ -4,8 +4,9 @@ Answers are those for the example inputs. Where others would give another one, t
 it by an assertion.
 """
 
+import builtins
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, cast
 
@@ -18,6 +19,11 @@ from reparam.arguments import depends_on_inputs
 from reparam.example_values import ExampleValues
 from reparam.paths import attribute_at
 from reparam.places import calling_line
+from reparam.proxies import NAMES, AttributeProxy
+from reparam.tested import NOTHING, Constants, tested_arguments
+
+TORCHS = ("torch.nn.", "torch.ao.nn.")
+"""Where torch's own modules are."""
 
 
 class AskedTracer(fx.Tracer):
@@ -25,6 +31,7 @@ class AskedTracer(fx.Tracer):
 
     Attributes:
         examples: what is known of the results of calls.
+        called: the modules that the graph calls, by path.
     """
 
     def __init__(self, inputs: Mapping[str, Any] | None) -> None:
@@ -32,6 +39,7 @@ class AskedTracer(fx.Tracer):
         super().__init__(autowrap_functions=())
         self.examples = ExampleValues(lambda path: attribute_at(self.root, path), inputs or {})
         self._held: dict[fx.Node, fx.Node] = {}
+        self.called: dict[str, nn.Module] = {}
 
     def known_value(self, proxy: fx.Proxy) -> Any:
         """The value for the example inputs, if it is known."""
@@ -81,22 +89,8 @@ class AskedTracer(fx.Tracer):
         Raises:
             TraceError: if that can't be told.
         """
-        kind = self.examples.kind(proxy.node)
-        if kind is None:
-            raise TraceError("it depends on the type of a result; pass example_inputs")
+        kind = self._kind(proxy)
         return hasattr(kind, name) or hasattr(self.known_value(proxy), name)
-
-    def is_none(self, proxy: fx.Proxy, part: Any) -> bool:
-        """Whether a part of several results or arguments is known to be None."""
-        node = proxy.node
-        if type(part) is not int or node.op not in ("call_module", "placeholder"):
-            return False
-        called = attribute_at(self.root, str(node.target)) if node.op == "call_module" else None
-        if isinstance(called, nn.MultiheadAttention):
-            return part == 1 and node.kwargs.get("need_weights", True) is False
-        value = self.known_value(proxy)
-        parts = cast("list[Any]", value) if isinstance(value, tuple | list) else []
-        return part < len(parts) and parts[part] is None
 
     def stands_for(self, proxy: fx.Proxy, kinds: Any) -> bool:
         """Whether what a proxy stands for is an instance of a type.
@@ -106,10 +100,142 @@ class AskedTracer(fx.Tracer):
         """
         if proxy.node.op == "get_attr":
             return isinstance(self.examples(proxy.node), kinds)
-        kind = self.examples.kind(proxy.node)
+        kind = self._kind(proxy)
+        return issubclass(Tensor if issubclass(kind, Tensor) else kind, kinds)
+
+    def _kind(self, proxy: fx.Proxy) -> type:
+        """The type of what a proxy stands for; of a part of an input, by the examples alone."""
+        node = proxy.node
+        kind = self.examples.kind(node)
+        if node.op != "placeholder" and self.uncertain(proxy):
+            kind = None
+            with suppress(TraceError):
+                value = self.examples(node)
+                kind = type(value)
+                self._hold_kind(node, value)
         if kind is None:
             raise TraceError("it depends on the type of a result; pass example_inputs")
-        return issubclass(Tensor if issubclass(kind, Tensor) else kind, kinds)
+        return kind
+
+    def _hold_kind(self, node: fx.Node, value: Any) -> None:
+        """Assert what tells the type of a value from others that might stand in its place."""
+        if isinstance(value, bool | int | float | str):
+            self._hold(node, value)
+        elif not isinstance(value, Tensor | tuple | list | dict):
+            self._hold_present(node)
+
+    def uncertain(self, proxy: fx.Proxy) -> bool:
+        """Whether it may stand for anything: an input, a result of a user's module, or a part."""
+        while type(proxy) is AttributeProxy and proxy._node is None:  # it is no node yet
+            if proxy.attr in NAMES:
+                return False
+            proxy = proxy.root
+        node: Any = proxy.node
+        while isinstance(node, fx.Node):
+            match node.op, node.target:
+                case "placeholder", _:
+                    return True
+                case "call_module", path:
+                    return not sure(self.called[path])
+                case "call_method", str(name) if name not in NAMES:
+                    pass
+                case "call_function", builtins.getattr if node.args[1] not in NAMES:
+                    pass
+                case "call_function", operator.getitem if type(node.args[1]) in (int, str):
+                    pass
+                case _:
+                    return False
+            node = node.args[0]
+        return False
+
+    def is_none(self, proxy: fx.Proxy, index: Any) -> bool:
+        """Whether a part of what one of torch's modules gives is None."""
+        node = proxy.node
+        return index == 1 and node.op == "call_module" and left_out(self.called[node.target], node)
+
+    def part(self, part: Any, whole: fx.Proxy, compared: Callable[[], Constants]) -> Any:
+        """A part of what may be anything: what it is itself, where Python asks that by identity.
+
+        Args:
+            part: stands for the part.
+            whole: what it is a part of.
+            compared: gives the constants that it is compared with.
+
+        Raises:
+            TraceError: if it is compared, and not known.
+        """
+        if not self.uncertain(whole):
+            return part
+        asked = compared()
+        try:
+            value: object = self.examples(whole.node)
+            if isinstance(value, Tensor):
+                return part
+            own = type(part) is AttributeProxy
+            value = getattr(value, part.attr) if own else self.examples(part.node)
+        except TraceError as unknown:
+            return self._unknown(part, asked, unknown)
+        return self._identified(part, value, asked)
+
+    def result(self, proxy: Any, compared: Callable[[], Constants]) -> Any:
+        """The result of a call, likewise.
+
+        Raises:
+            TraceError: if it is compared, and not known.
+        """
+        return self._asked(proxy, compared()) if self.uncertain(proxy) else proxy
+
+    def _asked(self, proxy: Any, asked: Constants) -> Any:
+        if not asked:
+            return proxy
+        try:
+            value = self.examples(proxy.node)
+        except TraceError as unknown:
+            return self._unknown(proxy, asked, unknown)
+        return self._identified(proxy, value, asked)
+
+    def identified_arguments(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of a module, as its forward may ask by identity what they are.
+
+        Raises:
+            TraceError: if one that it asks about is not known.
+        """
+        asked = tested_arguments(cast("Any", type(module)).forward)
+        if not asked:
+            return args, kwargs
+        given = [self._argument(a, asked.get(place, NOTHING)) for place, a in enumerate(args)]
+        named = {name: self._argument(a, asked.get(name, NOTHING)) for name, a in kwargs.items()}
+        return tuple(given), named
+
+    def _argument(self, argument: Any, asked: Constants) -> Any:
+        """One argument; an input of the model is what its example says, or no constant."""
+        if not isinstance(argument, fx.Proxy) or argument.node.op == "placeholder":
+            return argument
+        return self._asked(argument, asked) if asked and self.uncertain(argument) else argument
+
+    def _unknown(self, part: Any, asked: Constants, unknown: TraceError) -> Any:
+        for constant in asked:
+            what = "a part of an input, or of what a module returns,"
+            raise TraceError(f"it asks whether {what} is {constant}; {unknown}")
+        return part
+
+    def _identified(self, proxy: fx.Proxy, value: object, asked: Constants) -> Any:
+        if value is None or (asked and isinstance(value, bool)):
+            self._hold(proxy.node, value)
+            return value
+        if asked - {None} and not isinstance(value, int | float | str):
+            raise TraceError("it asks whether a tensor or a container is a constant")
+        if asked - {None}:
+            self._hold(proxy.node, value)
+        elif asked:
+            self._hold_present(proxy.node)
+        return proxy
+
+    def _hold_present(self, node: fx.Node) -> None:
+        """Assert that something is not None."""
+        self._hold(self.create_node("call_function", operator.ne, (node, None), {}), True)
 
     def _hold(self, node: fx.Node, value: Any) -> None:
         """Assert that a node has a value, unless nothing could give it another one."""
@@ -124,3 +250,18 @@ class AskedTracer(fx.Tracer):
         if value is not True:
             condition = self.create_node("call_function", operator.eq, (node, value), {})
         self._held[node] = self.create_node("call_function", known.ASSERT, (condition, message), {})
+
+
+def sure(module: nn.Module) -> bool:
+    """Whether a module gives tensors, and never None: torch's own do."""
+    if not type(module).__module__.startswith(TORCHS) or known.hooked(module):
+        return False
+    return "forward" not in vars(module)
+
+
+def left_out(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a call of an attention is told to return None for its weights."""
+    if not isinstance(module, nn.MultiheadAttention) or not sure(module):
+        return False
+    given = node.args[4] if len(node.args) > 4 else node.kwargs.get("need_weights", True)
+    return given is False

@@ -11,6 +11,7 @@ import operator
 import typing
 from collections.abc import Callable, Generator, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, cast, no_type_check
 from unittest import mock
@@ -22,6 +23,7 @@ from torch.fx.proxy import Attribute, TraceError
 from reparam import known
 from reparam.arguments import found
 from reparam.modes import modes_asked
+from reparam.tested import Constants, tested, tested_part
 
 IN_PLACE = known.INPLACE_OPERATORS - {"imatmul"}
 """The operators that tensors have methods of."""
@@ -97,20 +99,26 @@ class _Recorded:
 
     def __getitem__(self: Any, index: Any) -> Any:
         """Record the call, unless there is nothing to be had."""
+        return self._part(index, _compared(inspect.currentframe()))
+
+    def _part(self: Any, index: Any, compared: Callable[[], Constants]) -> Any:
         if self.tracer.is_none(self, index):
             return None
-        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        part = self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        return self.tracer.part(part, self, compared)
 
     def __iter__(self: Any) -> Iterator[Any]:
         """As many parts as are unpacked; else the number for the example inputs."""
-        count = _unpacked(inspect.currentframe())
+        frame = _caller(inspect.currentframe())
+        count = _unpacked(frame)
         if self.tracer.examples.kind(self.node) is dict:
             return iter(self.keys())
         value = None if count is None else self.tracer.known_value(self)
         if isinstance(value, Sized) and len(value) != count:  # which somebody may catch
             raise ValueError(f"{len(value)} values to unpack into {count} names")
-        count = len(self) if count is None else count
-        return (self[number] for number in range(count))
+        if count is None:
+            return (self._part(number, partial(tested, frame)) for number in range(len(self)))
+        return (self._part(number, partial(tested_part, frame, number)) for number in range(count))
 
     def __contains__(self: Any, item: Any) -> bool:
         """Whether a part is equal, or a dictionary has the key."""
@@ -164,7 +172,8 @@ class TensorProxy(_Recorded, fx.Proxy):
             raise TraceError(GRADIENT.format(name))
         if name not in NAMES and isinstance(self.tracer.known_value(self), torch.Tensor):
             raise AttributeError(f"'Tensor' object has no attribute {name!r}")
-        return AttributeProxy(self, name)
+        attribute = AttributeProxy(self, name)
+        return self.tracer.part(attribute, self, _compared(inspect.currentframe()))
 
 
 class AttributeProxy(_Recorded, Attribute):
@@ -175,7 +184,8 @@ class AttributeProxy(_Recorded, Attribute):
         _require_made(name, ("tracer", "root", "attr", "_node"))
         if name in GRADIENTS + OF_GRADIENTS:
             raise TraceError(GRADIENT.format(name))
-        return AttributeProxy(self, name)
+        attribute = AttributeProxy(self, name)
+        return self.tracer.part(attribute, self, _compared(inspect.currentframe()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Record the call of a method; go through a dictionary, whose keys are known."""
@@ -185,7 +195,11 @@ class AttributeProxy(_Recorded, Attribute):
                 keys = cast("Mapping[Any, Any]", value)
                 self.tracer.held_keys(self.root, list(keys))
                 return [DICTIONARY_VIEWS[self.attr](self.root, key) for key in keys]
-        return Attribute.__call__(self, *args, **kwargs)
+        result = Attribute.__call__(self, *args, **kwargs)
+        compared = _compared(inspect.currentframe())
+        if self.attr == "get":
+            return self.tracer.part(result, self.root, compared)
+        return self.tracer.result(result, compared)
 
 
 def _require_made(name: str, own: tuple[str, ...]) -> None:
@@ -199,9 +213,13 @@ def _caller(method: Any) -> FrameType:
     return method.f_back
 
 
-def _unpacked(method: FrameType | None) -> int | None:
-    """The number of names that the code which calls a method is unpacking a value into."""
-    frame = _caller(method)
+def _compared(method: FrameType | None) -> Callable[[], Constants]:
+    """What the code that calls a method compares the result with."""
+    return partial(tested, _caller(method))
+
+
+def _unpacked(frame: FrameType) -> int | None:
+    """The number of names that a frame is unpacking a value into."""
     code, here = frame.f_code.co_code, frame.f_lasti
     return code[here + 1] if dis.opname[code[here]] == "UNPACK_SEQUENCE" else None
 

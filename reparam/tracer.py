@@ -6,6 +6,7 @@ forward does one of the others stays whole.
 """
 
 import functools
+import inspect
 import itertools
 import sys
 import threading
@@ -30,6 +31,7 @@ from reparam.modes import autocast, require_modes
 from reparam.places import NO_CODE, explained
 from reparam.proxies import AttributeProxy, TensorProxy, python_asks
 from reparam.state import LayerState, State
+from reparam.tested import tested_result
 
 QUANTIZATION_AWARE = "torch.ao.nn.intrinsic.qat."
 """Where torch's layers are that learn to be quantized, and that its conversion looks for."""
@@ -54,7 +56,6 @@ class Tracer(AskedTracer):
 
     Attributes:
         untraced: the path of each module that stays whole, and why.
-        called: the modules that the graph calls, by path.
         tensors: constants that a forward made, by the path that the graph has for them.
         examples: what is known of the results of calls.
     """
@@ -66,7 +67,6 @@ class Tracer(AskedTracer):
         super().__init__(inputs)
         self.traced_func_name = method
         self.untraced: dict[str, str] = {}
-        self.called: dict[str, nn.Module] = {}
         self.module_stack = _Scopes()
         self.tensors: dict[str, Tensor] = {}
         self._layers: dict[int, LayerState] = {}
@@ -216,7 +216,7 @@ class Tracer(AskedTracer):
         parts = itertools.islice(m.modules(), 1, None)
         before, scopes = [State(m), *map(LayerState, parts)], dict(self.module_stack)
         try:
-            result = super().call_module(m, forward, args, kwargs)
+            result = super().call_module(m, forward, *self.identified_arguments(m, args, kwargs))
             changed = _restored(before)
             if not changed:
                 return result
@@ -239,7 +239,8 @@ class Tracer(AskedTracer):
         if self._layers[id(m)].changed():
             raise TraceError("it changes a layer while it runs")
         self.called[path] = m
-        return self.create_proxy("call_module", path, args, kwargs)
+        result = self.create_proxy("call_module", path, args, kwargs)
+        return self.result(result, functools.partial(tested_result, inspect.currentframe()))
 
     def _elsewhere(self) -> bool:
         """Whether it is another thread that calls, which fx lets in too: it runs the model."""
