@@ -88,7 +88,10 @@ def _test(instruction: dis.Instruction, after: dis.Instruction) -> Constants:
 def _following(frame: FrameType) -> Iterator[dis.Instruction]:
     """The instructions behind the current one, in the order that they run if none branches."""
     instructions, places = _instructions(frame.f_code)
-    place = places[frame.f_lasti]
+    here = frame.f_lasti
+    while here not in places:  # in the cache of an instruction, which calls Python's own code
+        here -= 2
+    place = places[here]
     # Python 3.11 calls what is not Python's by the first of two instructions.
     place += 2 if instructions[place].opname == "PRECALL" else 1
     while place < len(instructions):
