@@ -4,10 +4,10 @@ Answers are those for the example inputs. Where others would give another one, t
 it by an assertion.
 """
 
-import builtins
 import operator
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import EllipsisType, NoneType
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,9 @@ from reparam.paths import attribute_at
 from reparam.places import calling_line
 from reparam.proxies import NAMES, AttributeProxy
 from reparam.tested import NOTHING, Constants, tested_arguments
+
+INDICES = (slice, tuple, list, EllipsisType, NoneType, Tensor, fx.Node)
+"""By which tensors alone are indexed."""
 
 TORCHS = ("torch.nn.", "torch.ao.nn.")
 """Where torch's own modules are."""
@@ -43,8 +46,11 @@ class AskedTracer(fx.Tracer):
 
     def known_value(self, proxy: fx.Proxy) -> Any:
         """The value for the example inputs, if it is known."""
+        return self._example(proxy.node)
+
+    def _example(self, node: fx.Node) -> Any:
         with suppress(TraceError):
-            return self.examples(proxy.node)
+            return self.examples(node)
         return None
 
     def held(self, proxy: fx.Proxy) -> Any:
@@ -110,7 +116,7 @@ class AskedTracer(fx.Tracer):
         if node.op != "placeholder" and self.uncertain(proxy):
             kind = None
             with suppress(TraceError):
-                value = self.examples(node)
+                value: object = self.examples(node)
                 kind = type(value)
                 self._hold_kind(node, value)
         if kind is None:
@@ -118,40 +124,34 @@ class AskedTracer(fx.Tracer):
         return kind
 
     def _hold_kind(self, node: fx.Node, value: Any) -> None:
-        """Assert what tells the type of a value from others that might stand in its place."""
-        if isinstance(value, bool | int | float | str):
+        """Assert what tells a value from those of other types that might stand in its place."""
+        if isinstance(value, bool | int | float | str | None):
             self._hold(node, value)
-        elif not isinstance(value, Tensor | tuple | list | dict):
+        else:
             self._hold_present(node)
 
     def uncertain(self, proxy: fx.Proxy) -> bool:
         """Whether it may stand for anything: an input, a result of a user's module, or a part."""
-        while type(proxy) is AttributeProxy and proxy._node is None:  # it is no node yet
-            if proxy.attr in NAMES:
+        last: Any = proxy
+        while type(last) is AttributeProxy and last._node is None:  # it is no node yet
+            if last.attr in NAMES:
                 return False
-            proxy = proxy.root
-        node: Any = proxy.node
-        while isinstance(node, fx.Node):
-            match node.op, node.target:
-                case "placeholder", _:
-                    return True
-                case "call_module", path:
-                    return not sure(self.called[path])
-                case "call_method", str(name) if name not in NAMES:
-                    pass
-                case "call_function", builtins.getattr if node.args[1] not in NAMES:
-                    pass
-                case "call_function", operator.getitem if type(node.args[1]) in (int, str):
-                    pass
-                case _:
-                    return False
+            last = last.root
+        node = last.node
+        while reads_part(node):
             node = node.args[0]
-        return False
+            if isinstance(self._example(node), Tensor):
+                return False
+        if node.op == "call_module":
+            return not sure(self.called[node.target])
+        return node.op == "placeholder"
 
     def is_none(self, proxy: fx.Proxy, index: Any) -> bool:
         """Whether a part of what one of torch's modules gives is None."""
-        node = proxy.node
-        return index == 1 and node.op == "call_module" and left_out(self.called[node.target], node)
+        node: Any = proxy.node
+        if type(index) is not int or node.op != "call_module":
+            return False
+        return index == 1 and left_out(self.called[node.target], node)
 
     def part(self, part: Any, whole: fx.Proxy, compared: Callable[[], Constants]) -> Any:
         """A part of what may be anything: what it is itself, where Python asks that by identity.
@@ -166,12 +166,13 @@ class AskedTracer(fx.Tracer):
         """
         if not self.uncertain(whole):
             return part
-        asked = compared()
+        asked, own = compared(), type(part) is AttributeProxy
+        if own and not asked and part.attr in NAMES:
+            return part
         try:
             value: object = self.examples(whole.node)
             if isinstance(value, Tensor):
                 return part
-            own = type(part) is AttributeProxy
             value = getattr(value, part.attr) if own else self.examples(part.node)
         except TraceError as unknown:
             return self._unknown(part, asked, unknown)
@@ -223,7 +224,7 @@ class AskedTracer(fx.Tracer):
 
     def _identified(self, proxy: fx.Proxy, value: object, asked: Constants) -> Any:
         if value is None or (asked and isinstance(value, bool)):
-            self._hold(proxy.node, value)
+            self._hold(proxy.node, 1 if value is True else value)  # of all that is true, True
             return value
         if asked - {None} and not isinstance(value, int | float | str):
             raise TraceError("it asks whether a tensor or a container is a constant")
@@ -250,6 +251,15 @@ class AskedTracer(fx.Tracer):
         if value is not True:
             condition = self.create_node("call_function", operator.eq, (node, value), {})
         self._held[node] = self.create_node("call_function", known.ASSERT, (condition, message), {})
+
+
+def reads_part(node: fx.Node) -> bool:
+    """Whether a call reads a part of something, by what is no index or name of a tensor's."""
+    if node.op == "call_method":
+        return node.target not in NAMES
+    if node.target is operator.getitem:
+        return not isinstance(node.args[1], INDICES)
+    return node.target is getattr and node.args[1] not in NAMES
 
 
 def sure(module: nn.Module) -> bool:
