@@ -5,7 +5,7 @@ it by an assertion.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from types import EllipsisType, NoneType
 from typing import Any, cast
@@ -20,7 +20,6 @@ from reparam.example_values import ExampleValues
 from reparam.paths import attribute_at
 from reparam.places import calling_line
 from reparam.proxies import NAMES, AttributeProxy
-from reparam.tested import NOTHING, Constants, tested_arguments
 
 INDICES = (slice, tuple, list, EllipsisType, NoneType, Tensor, fx.Node)
 """By which tensors alone are indexed."""
@@ -114,11 +113,10 @@ class AskedTracer(fx.Tracer):
         node = proxy.node
         kind = self.examples.kind(node)
         if node.op != "placeholder" and self.uncertain(proxy):
-            kind = None
-            with suppress(TraceError):
-                value: object = self.examples(node)
-                kind = type(value)
-                self._hold_kind(node, value)
+            try:
+                self._hold_kind(node, self.examples(node))
+            except TraceError:
+                kind = None
         if kind is None:
             raise TraceError("it depends on the type of a result; pass example_inputs")
         return kind
@@ -133,106 +131,18 @@ class AskedTracer(fx.Tracer):
     def uncertain(self, proxy: fx.Proxy) -> bool:
         """Whether it may stand for anything: an input, a result of a user's module, or a part."""
         last: Any = proxy
-        while type(last) is AttributeProxy and last._node is None:  # it is no node yet
+        while type(last) is AttributeProxy and vars(last)["_node"] is None:  # it is no node yet
             if last.attr in NAMES:
                 return False
             last = last.root
-        node = last.node
+        node: fx.Node = last.node
         while reads_part(node):
-            node = node.args[0]
+            node = cast("fx.Node", node.args[0])
             if isinstance(self._example(node), Tensor):
                 return False
         if node.op == "call_module":
-            return not sure(self.called[node.target])
+            return not sure(self.called[str(node.target)])
         return node.op == "placeholder"
-
-    def is_none(self, proxy: fx.Proxy, index: Any) -> bool:
-        """Whether a part of what one of torch's modules gives is None."""
-        node: Any = proxy.node
-        if type(index) is not int or node.op != "call_module":
-            return False
-        return index == 1 and left_out(self.called[node.target], node)
-
-    def part(self, part: Any, whole: fx.Proxy, compared: Callable[[], Constants]) -> Any:
-        """A part of what may be anything: what it is itself, where Python asks that by identity.
-
-        Args:
-            part: stands for the part.
-            whole: what it is a part of.
-            compared: gives the constants that it is compared with.
-
-        Raises:
-            TraceError: if it is compared, and not known.
-        """
-        if not self.uncertain(whole):
-            return part
-        asked, own = compared(), type(part) is AttributeProxy
-        if own and not asked and part.attr in NAMES:
-            return part
-        try:
-            value: object = self.examples(whole.node)
-            if isinstance(value, Tensor):
-                return part
-            value = getattr(value, part.attr) if own else self.examples(part.node)
-        except TraceError as unknown:
-            return self._unknown(part, asked, unknown)
-        return self._identified(part, value, asked)
-
-    def result(self, proxy: Any, compared: Callable[[], Constants]) -> Any:
-        """The result of a call, likewise.
-
-        Raises:
-            TraceError: if it is compared, and not known.
-        """
-        return self._asked(proxy, compared()) if self.uncertain(proxy) else proxy
-
-    def _asked(self, proxy: Any, asked: Constants) -> Any:
-        if not asked:
-            return proxy
-        try:
-            value = self.examples(proxy.node)
-        except TraceError as unknown:
-            return self._unknown(proxy, asked, unknown)
-        return self._identified(proxy, value, asked)
-
-    def identified_arguments(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of a module, as its forward may ask by identity what they are.
-
-        Raises:
-            TraceError: if one that it asks about is not known.
-        """
-        asked = tested_arguments(cast("Any", type(module)).forward)
-        if not asked:
-            return args, kwargs
-        given = [self._argument(a, asked.get(place, NOTHING)) for place, a in enumerate(args)]
-        named = {name: self._argument(a, asked.get(name, NOTHING)) for name, a in kwargs.items()}
-        return tuple(given), named
-
-    def _argument(self, argument: Any, asked: Constants) -> Any:
-        """One argument; an input of the model is what its example says, or no constant."""
-        if not isinstance(argument, fx.Proxy) or argument.node.op == "placeholder":
-            return argument
-        return self._asked(argument, asked) if asked and self.uncertain(argument) else argument
-
-    def _unknown(self, part: Any, asked: Constants, unknown: TraceError) -> Any:
-        for constant in asked:
-            what = "a part of an input, or of what a module returns,"
-            raise TraceError(f"it asks whether {what} is {constant}; {unknown}")
-        return part
-
-    def _identified(self, proxy: fx.Proxy, value: object, asked: Constants) -> Any:
-        if value is None or (asked and isinstance(value, bool)):
-            self._hold(proxy.node, 1 if value is True else value)  # of all that is true, True
-            return value
-        if asked - {None} and not isinstance(value, int | float | str):
-            raise TraceError("it asks whether a tensor or a container is a constant")
-        if asked - {None}:
-            self._hold(proxy.node, value)
-        elif asked:
-            self._hold_present(proxy.node)
-        return proxy
 
     def _hold_present(self, node: fx.Node) -> None:
         """Assert that something is not None."""
@@ -267,11 +177,3 @@ def sure(module: nn.Module) -> bool:
     if not type(module).__module__.startswith(TORCHS) or known.hooked(module):
         return False
     return "forward" not in vars(module)
-
-
-def left_out(module: nn.Module, node: fx.Node) -> bool:
-    """Whether a call of an attention is told to return None for its weights."""
-    if not isinstance(module, nn.MultiheadAttention) or not sure(module):
-        return False
-    given = node.args[4] if len(node.args) > 4 else node.kwargs.get("need_weights", True)
-    return given is False

@@ -23,7 +23,7 @@ from torch.fx.proxy import Attribute, TraceError
 from reparam import known
 from reparam.arguments import found
 from reparam.modes import modes_asked
-from reparam.tested import Constants, tested, tested_part
+from reparam.tested import Constants, caller_tests, tested, tested_part
 
 IN_PLACE = known.INPLACE_OPERATORS - {"imatmul"}
 """The operators that tensors have methods of."""
@@ -99,7 +99,7 @@ class _Recorded:
 
     def __getitem__(self: Any, index: Any) -> Any:
         """Record the call, unless there is nothing to be had."""
-        return self._part(index, _compared(inspect.currentframe()))
+        return self._part(index, caller_tests(inspect.currentframe()))
 
     def _part(self: Any, index: Any, compared: Callable[[], Constants]) -> Any:
         if self.tracer.is_none(self, index):
@@ -172,8 +172,8 @@ class TensorProxy(_Recorded, fx.Proxy):
             raise TraceError(GRADIENT.format(name))
         if name not in NAMES and isinstance(self.tracer.known_value(self), torch.Tensor):
             raise AttributeError(f"'Tensor' object has no attribute {name!r}")
-        attribute = AttributeProxy(self, name)
-        return self.tracer.part(attribute, self, _compared(inspect.currentframe()))
+        part = AttributeProxy(self, name)
+        return self.tracer.part(part, self, caller_tests(inspect.currentframe()))
 
 
 class AttributeProxy(_Recorded, Attribute):
@@ -184,8 +184,8 @@ class AttributeProxy(_Recorded, Attribute):
         _require_made(name, ("tracer", "root", "attr", "_node"))
         if name in GRADIENTS + OF_GRADIENTS:
             raise TraceError(GRADIENT.format(name))
-        attribute = AttributeProxy(self, name)
-        return self.tracer.part(attribute, self, _compared(inspect.currentframe()))
+        part = AttributeProxy(self, name)
+        return self.tracer.part(part, self, caller_tests(inspect.currentframe()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Record the call of a method; go through a dictionary, whose keys are known."""
@@ -196,10 +196,8 @@ class AttributeProxy(_Recorded, Attribute):
                 self.tracer.held_keys(self.root, list(keys))
                 return [DICTIONARY_VIEWS[self.attr](self.root, key) for key in keys]
         result = Attribute.__call__(self, *args, **kwargs)
-        compared = _compared(inspect.currentframe())
-        if self.attr == "get":
-            return self.tracer.part(result, self.root, compared)
-        return self.tracer.result(result, compared)
+        compared = caller_tests(inspect.currentframe())
+        return self.tracer.called_method(result, self, compared)
 
 
 def _require_made(name: str, own: tuple[str, ...]) -> None:
@@ -211,11 +209,6 @@ def _require_made(name: str, own: tuple[str, ...]) -> None:
 def _caller(method: Any) -> FrameType:
     """The frame of the code that calls a method, by the frame of the method."""
     return method.f_back
-
-
-def _compared(method: FrameType | None) -> Callable[[], Constants]:
-    """What the code that calls a method compares the result with."""
-    return partial(tested, _caller(method))
 
 
 def _unpacked(frame: FrameType) -> int | None:

@@ -6,8 +6,8 @@
 import dis
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 from types import CodeType, FrameType
 from typing import Any
 
@@ -29,16 +29,18 @@ def tested(frame: FrameType) -> Constants:
     """
     first = next(_following(frame), None)
     if first is not None and first.opname == "RETURN_VALUE":
-        return tested_result(frame.f_back)
+        return tested_result(frame.f_back, None)
     return _tested(frame.f_code, _following(frame))
+
+
+def caller_tests(method: Any) -> Callable[[], Constants]:
+    """The same of the code that calls a method, by the frame of the method; read when asked for."""
+    return partial(tested, method.f_back)
 
 
 def tested_part(frame: FrameType, number: int) -> Constants:
     """The same of one of the parts into which a frame is unpacking a value."""
-    following = _following(frame)
-    for _ in range(number):
-        list(_next_target(following))
-    return _tested(frame.f_code, following)
+    return _tested_part(frame, _following(frame), number)
 
 
 def tested_arguments(forward: Any) -> dict[int | str, Constants]:
@@ -52,11 +54,27 @@ def tested_arguments(forward: Any) -> dict[int | str, Constants]:
     return found | {p - 1: found[n] for p, n in enumerate(names[: code.co_argcount]) if n in found}
 
 
-def tested_result(frame: FrameType | None) -> Constants:
-    """What the code that calls a module, or a function in a frame, compares its result with."""
+def tested_result(frame: FrameType | None, number: int | None) -> Constants:
+    """What the code that calls a module, or a function in a frame, compares its result with.
+
+    Args:
+        frame: what runs within the call.
+        number: of the part of a tuple that is asked about; the whole result, if there is none.
+    """
     while frame is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(WITHIN):
         frame = frame.f_back
-    return NOTHING if frame is None else tested(frame)
+    if frame is None or number is None:
+        return NOTHING if frame is None else tested(frame)
+    following = _following(frame)
+    first = next(following, None)
+    unpacked = first is not None and first.opname == "UNPACK_SEQUENCE"
+    return _tested_part(frame, following, number) if unpacked else NOTHING
+
+
+def _tested_part(frame: FrameType, following: Iterator[dis.Instruction], number: int) -> Constants:
+    for _ in range(number):
+        list(_next_target(following))
+    return _tested(frame.f_code, following)
 
 
 def _tested(code: CodeType, following: Iterator[dis.Instruction]) -> Constants:
@@ -138,8 +156,8 @@ def _single(instruction: dis.Instruction) -> Iterable[dis.Instruction]:
 
 
 def _names(instruction: dis.Instruction) -> tuple[Any, ...]:
-    value = instruction.argval
-    return value if isinstance(value, tuple) and "_FAST" in instruction.opname else (value,)
+    several = "_FAST" in instruction.opname and not isinstance(instruction.argval, str)
+    return tuple(instruction.argval) if several else (instruction.argval,)
 
 
 @lru_cache(maxsize=1024)

@@ -24,14 +24,13 @@ from torch.utils import _pytree as pytree
 
 from reparam import known
 from reparam.arguments import give
-from reparam.asked import AskedTracer
 from reparam.guarded import Guarded
+from reparam.identity import IdentityTracer
 from reparam.meaning import has_meaning
 from reparam.modes import autocast, require_modes
 from reparam.places import NO_CODE, explained
 from reparam.proxies import AttributeProxy, TensorProxy, python_asks
 from reparam.state import LayerState, State
-from reparam.tested import tested_result
 
 QUANTIZATION_AWARE = "torch.ao.nn.intrinsic.qat."
 """Where torch's layers are that learn to be quantized, and that its conversion looks for."""
@@ -51,7 +50,7 @@ class _Scopes(OrderedDict[str, Any]):
         return str(next(reversed(self.values()))[0])
 
 
-class Tracer(AskedTracer):
+class Tracer(IdentityTracer):
     """Traces into user modules; torch's own, and whatever can't be traced, stay whole.
 
     Attributes:
@@ -215,15 +214,17 @@ class Tracer(AskedTracer):
         last = self._last()
         parts = itertools.islice(m.modules(), 1, None)
         before, scopes = [State(m), *map(LayerState, parts)], dict(self.module_stack)
+        result = reason = None
         try:
             result = super().call_module(m, forward, *self.identified_arguments(m, args, kwargs))
             changed = _restored(before)
-            if not changed:
-                return result
-            reason = explained(m, f"its forward changes its attribute {changed!r}")
+            if changed:
+                reason = explained(m, f"its forward changes its attribute {changed!r}")
         except Exception as error:  # whatever stops it, the module stays whole
             _restored(before)
             reason = explained(m, error)
+        if reason is None:
+            return self.returned(result, inspect.currentframe())
         self._forget_after(last)
         self.module_stack.clear()
         self.module_stack.update(scopes)
@@ -240,7 +241,7 @@ class Tracer(AskedTracer):
             raise TraceError("it changes a layer while it runs")
         self.called[path] = m
         result = self.create_proxy("call_module", path, args, kwargs)
-        return self.result(result, functools.partial(tested_result, inspect.currentframe()))
+        return self.returned(result, inspect.currentframe())
 
     def _elsewhere(self) -> bool:
         """Whether it is another thread that calls, which fx lets in too: it runs the model."""
