@@ -85,7 +85,9 @@ class AskedTracer(fx.Tracer):
         self._hold(self.create_node("call_function", list, (proxy.node,), {}), keys)
 
     def is_tensor(self, proxy: fx.Proxy) -> bool:
-        """Whether a proxy is known to stand for a tensor."""
+        """Whether a proxy is known to stand for a tensor; a part of an input, by the examples."""
+        if proxy.node.op != "placeholder" and self.uncertain(proxy):
+            return isinstance(self.known_value(proxy), Tensor)
         return issubclass(self.examples.kind(proxy.node) or object, Tensor)
 
     def has(self, proxy: fx.Proxy, name: str) -> bool:

@@ -164,10 +164,17 @@ def _names(instruction: dis.Instruction) -> tuple[Any, ...]:
 def _variables(code: CodeType) -> dict[str, Constants]:
     """What a code compares its variables with, by their names."""
     found: dict[str, Constants] = {}
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            asked = _variables(inner)
+            found |= {name: asked[name] for name in inner.co_freevars if name in asked}
     instructions = [i for i in _instructions(code)[0] if i.opname not in ("CACHE", "EXTENDED_ARG")]
-    for at, instruction in enumerate(instructions[:-2]):
+    for at in reversed(range(len(instructions) - 2)):  # a variable is copied before it is asked
+        instruction, after = instructions[at], instructions[at + 1]
         if instruction.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
-            constants = _test(instructions[at + 1], instructions[at + 2])
+            constants = _test(after, instructions[at + 2])
+            if after.opname.startswith(("STORE_FAST", "STORE_DEREF")):
+                constants = found.get(after.argval, NOTHING)
             name = instruction.argval
             found[name] = found.get(name, NOTHING) | constants
     return {name: constants for name, constants in found.items() if constants}

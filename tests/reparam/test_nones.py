@@ -131,6 +131,30 @@ def by_function(m: Any, t: Any) -> Tensor:
     return y * 3 if found is None else y
 
 
+def by_copy(m: Any, t: Any) -> Tensor:
+    given = t["mask"]
+    y = folded(m, t["image"])
+    mask = given
+    return y * 3 if mask is None else y
+
+
+def by_closure(m: Any, t: Any) -> Tensor:
+    mask = t["mask"]
+
+    def scaled(y: Tensor) -> Tensor:
+        return y * 3 if mask is None else y
+
+    return scaled(folded(m, t["image"]))
+
+
+def by_match(m: Any, t: Any) -> Tensor:
+    match t["mask"]:
+        case None:
+            return folded(m, t["image"]) * 3
+        case _:
+            return folded(m, t["image"])
+
+
 def by_unpacking(m: Any, t: Any) -> Tensor:
     x, mask = t
     y = folded(m, x)
@@ -181,6 +205,9 @@ INPUTS: dict[str, tuple[Forward, Any, Any, str]] = {
     "walrus": (by_walrus, NONE, GIVEN, "None"),
     "condition": (by_condition, NONE, GIVEN, "None"),
     "a function's result": (by_function, NONE, GIVEN, "None"),
+    "copy": (by_copy, NONE, GIVEN, "None"),
+    "closure": (by_closure, NONE, GIVEN, "None"),
+    "match": (by_match, NONE, GIVEN, "None"),
     "unpacking": (by_unpacking, (X, None), (X, MASK), "None"),
     "unpacking, given": (by_unpacking, (X, MASK), (X, None), "None"),
     "nested": (by_nested_unpacking, ((X, None), X), ((X, MASK), X), "None"),
@@ -243,6 +270,21 @@ def test_the_type_of_a_part(example: Any) -> None:
     same(original, whole, other)
     with pytest.raises(AssertionError, match=HELD):
         fused(other)
+
+
+def test_a_part_that_is_looked_up() -> None:
+    """By what it is: it may be no tensor."""
+
+    def forward(m: Any, t: Any) -> Tensor:
+        return folded(m, t["image"]) * {"a": 2.0}.get(t["mask"], 1.0)
+
+    original, given = model(forward), {"image": X, "mask": "a"}
+    whole, fused = compiled(original), compiled(original, (given,))
+    reasons(whole, NO_EXAMPLE)
+    for result in (whole, fused):
+        same(original, result, given)
+    with pytest.raises(AssertionError, match=HELD):
+        fused({"image": X, "mask": "b"})
 
 
 def test_a_tensor_is_no_constant() -> None:
