@@ -160,6 +160,7 @@ for _name in IN_PLACE:
     setattr(_Recorded, f"__{_name}__", _in_place(_name))
 
 
+@no_type_check  # as above
 class TensorProxy(_Recorded, fx.Proxy):
     """Stands for a tensor."""
 
@@ -176,6 +177,7 @@ class TensorProxy(_Recorded, fx.Proxy):
         return self.tracer.part(part, self, caller_tests(inspect.currentframe()))
 
 
+@no_type_check  # as above
 class AttributeProxy(_Recorded, Attribute):
     """Stands for an attribute, which becomes a node when it is used as a value."""
 
