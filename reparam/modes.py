@@ -34,6 +34,9 @@ QUESTIONS = {
 }
 """What a forward may ask torch itself, by the reason for which it then stays."""
 
+OF_WEIGHTS = ("requires_grad", "is_leaf", "retains_grad")
+"""What a weight has, whether gradients are wanted or not."""
+
 Autocast = tuple[bool, bool]
 
 
@@ -52,6 +55,16 @@ def require_modes(before: Autocast) -> None:
         raise TraceError("it runs under autocast")
     if TORCHS.is_grad_enabled():
         raise TraceError("it turns gradients on")
+
+
+def require_no_gradient(name: str, of_weight: bool) -> None:
+    """Refuse an attribute of a tensor that depends on whether gradients are wanted.
+
+    Raises:
+        TraceError: naming it. Only a weight has some of them in any case.
+    """
+    if name in ("grad", "grad_fn") or (name in OF_WEIGHTS and not of_weight):
+        raise TraceError(f"it asks for the {name} of a tensor")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch.fx.proxy import Attribute, TraceError
 
 from reparam import known
 from reparam.arguments import found
-from reparam.modes import modes_asked
+from reparam.modes import modes_asked, require_no_gradient
 from reparam.tested import Constants, caller_tests, tested, tested_part
 
 IN_PLACE = known.INPLACE_OPERATORS - {"imatmul"}
@@ -37,11 +37,6 @@ they fail before anybody is asked."""
 
 NAMES = frozenset(dir(torch.Tensor))
 """What a tensor has."""
-
-GRADIENTS = ("grad", "grad_fn")
-OF_GRADIENTS = ("requires_grad", "is_leaf", "retains_grad")
-"""What only a weight has whether gradients are wanted or not."""
-GRADIENT = "it asks for the {} of a tensor"
 
 IGNORED = ("CACHE", "NOT_TAKEN", "TO_BOOL")
 """Instructions that stand between a test and its jump in some versions of Python."""
@@ -169,8 +164,7 @@ class TensorProxy(_Recorded, fx.Proxy):
         _require_made(name, ("tracer", "node"))
         if name in ("_is_param", "_is_buffer"):  # what torch asks to tell its own
             return False
-        if name in GRADIENTS or (name in OF_GRADIENTS and self.node.op != "get_attr"):
-            raise TraceError(GRADIENT.format(name))
+        require_no_gradient(name, self.node.op == "get_attr")
         if name not in NAMES and isinstance(self.tracer.known_value(self), torch.Tensor):
             raise AttributeError(f"'Tensor' object has no attribute {name!r}")
         part = AttributeProxy(self, name)
@@ -184,8 +178,7 @@ class AttributeProxy(_Recorded, Attribute):
     def __getattr__(self, name: str) -> Any:
         """Stand for an attribute of the attribute."""
         _require_made(name, ("tracer", "root", "attr", "_node"))
-        if name in GRADIENTS + OF_GRADIENTS:
-            raise TraceError(GRADIENT.format(name))
+        require_no_gradient(name, of_weight=False)
         part = AttributeProxy(self, name)
         return self.tracer.part(part, self, caller_tests(inspect.currentframe()))
 
