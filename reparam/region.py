@@ -208,8 +208,9 @@ def _same_kind(root: Call, call: Call) -> None:
         raise Declined("the operands are not known to be floating-point")
     require(len(dtypes - {None}) <= 1, "the dtypes differ")
     if not (summed or root == call):
+        held = {t.device for t in (*root.value.tensors(), *call.value.tensors())}
         devices = {root.traits.device, call.traits.device} - {None}
-        require(len(devices) <= 1, "the devices differ")
+        require(len(held) <= 1 and len(devices) <= 1, "the devices differ")
 
 
 def _floating(dtype: torch.dtype | None) -> bool:

@@ -72,6 +72,14 @@ def test_a_model_on_meta_stays_there() -> None:
     assert device_of(nn.ReLU()) == torch.device("cpu")
 
 
+def test_weights_of_two_devices_are_not_mixed() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    model[1].to("meta")
+    fused = reparam.compile(model, passes=passes.DEFAULT)
+    assert "the devices differ" in str(reparam.report(fused))
+    assert fused.state_dict()["1.weight"].device.type == "meta"
+
+
 def test_what_is_on_the_cpu_or_nowhere_is_not_copied() -> None:
     norm = batch_norm(*(torch.ones(3) for _ in range(4)), 1e-5, 2)
     assert held_on_cpu(norm) is norm
