@@ -5,6 +5,7 @@ A run that was stopped goes on where it was, unless the sources are others by no
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ def fingerprint(*more: str) -> str:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def commit(*more: str) -> str:
+    """The last commit that changed these sources, abbreviated."""
+    command = ["git", "log", "-1", "--format=%h", "--", "reparam", "passes", *more]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 class Record:

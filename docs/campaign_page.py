@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import passes
-from benchmarks.record import EVIDENCE, Record, fingerprint
+from benchmarks.record import EVIDENCE, Record, commit, fingerprint
 from tests.campaign import SHARD, Shard, fused_by_torch, shard
 
 PAGE = Path(__file__).with_name("campaign.md")
@@ -28,8 +28,9 @@ HEAD = """\
 
 {graphs:,} graphs of `reparam.testing.graphs()` through `reparam.compile` with the default passes,
 half of them with checks and half without, each result compared with its original at several sizes,
-and as to the memory that it lies in (`tests/campaign.py`; `make evidence` does it again). On
-{matched:.1%} of them there was something to fuse; {rewrites:,} rewrites were made.
+and as to the memory that it lies in (`tests/campaign.py`; `make evidence` does it again). It ran on
+the sources of commit {commit}. On {matched:.1%} of them there was something to fuse;
+{rewrites:,} rewrites were made.
 
 | | graphs |
 |---|---|
@@ -74,6 +75,7 @@ def _write(shards: list[Shard], theirs: Counter[str], taken: str) -> None:
     graphs = sum(each.graphs for each in shards)
     lines = HEAD.format(
         graphs=graphs,
+        commit=commit("tests/campaign.py"),
         matched=sum(each.matched for each in shards) / graphs,
         rewrites=sum(each.rewrites for each in shards),
         wrong=sum(len(each.wrong) for each in shards),
