@@ -54,6 +54,7 @@ def fold_constants(call: Call) -> Replace | None:
     exact, plain = evaluate(value, args, kwargs)
     if not isinstance(plain, Tensor):
         return None
+    require(plain.device in {content.device for content in contents}, "it moves to another device")
     largest = max(content.nbytes for content in contents)
     fits = plain.nbytes <= max(largest, SMALL)
     require(fits, "the result is larger than what it is computed from")

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Mapping
 from contextlib import suppress
 from types import EllipsisType, NoneType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -138,13 +138,20 @@ class AskedTracer(fx.Tracer):
                 return False
             last = last.root
         node: fx.Node = last.node
-        while reads_part(node):
-            node = cast("fx.Node", node.args[0])
+        while reads_part(node) or self._hands_on(node):
+            if not isinstance(node.args[0], fx.Node):
+                return True
+            node = node.args[0]
             if isinstance(self._example(node), Tensor):
                 return False
         if node.op == "call_module":
             return not sure(self.called[str(node.target)])
         return node.op == "placeholder"
+
+    def _hands_on(self, node: fx.Node) -> bool:
+        """Whether a module returns what it is given, whatever that is."""
+        called = self.called[str(node.target)] if node.op == "call_module" else None
+        return type(called) is nn.Identity and bool(node.args)
 
     def _hold_present(self, node: fx.Node) -> None:
         """Assert that something is not None."""

@@ -164,7 +164,8 @@ class Constants:
 
         args, kwargs = mapped((node.args, node.kwargs), fx.Node, load)
         try:
-            self._contents[node], self._plain[node] = evaluate(function, args, kwargs)
+            exact, self._plain[node] = evaluate(function, args, kwargs)
+            self._contents[node] = mapped(exact, Tensor, on_cpu)
         except Exception:
             return
         self._computed.add(node)

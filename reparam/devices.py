@@ -4,7 +4,7 @@ Not every device has float64 (Apple's has not), and what is random is drawn on t
 of the result go to the device of those that they were folded from.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TypeVar
 
 import torch
@@ -32,8 +32,9 @@ def module_on_cpu(module: nn.Module) -> nn.Module:
 
 def held_on_cpu(value: V) -> V:
     """A dataclass with the tensors in its fields in the memory of the CPU."""
-    tensors = {name: held for name, held in vars(value).items() if isinstance(held, Tensor)}
-    moved = {name: on_cpu(held) for name, held in tensors.items() if held.device.type not in STAYS}
+    held = {each.name: getattr(value, each.name) for each in fields(value)}  # type: ignore[arg-type]
+    tensors = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
+    moved = {name: on_cpu(t) for name, t in tensors.items() if t.device.type not in STAYS}
     return replace(value, **moved) if moved else value  # type: ignore[type-var]
 
 

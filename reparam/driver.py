@@ -167,7 +167,7 @@ class Driver:
         dead = self.values.dead_after(rewrite)
         gone = sorted(dead)
         parts = list(_applications(rewrite))
-        kept = functools.reduce(Traits.__or__, {call.traits for call in dead})
+        kept = functools.reduce(Traits.__or__, [call.traits, *(c.traits for c in gone)])
         old = _measure((c.value, c.traits.convolution) for c in dead)
         old += Cost(sum(c.constant_operations for c in dead), 0)
         new = _measure((part.value, kept.convolution) for part in parts)

@@ -169,10 +169,11 @@ class Evaluation:
         if isinstance(value, Opaque):
             return value.widened()
         if isinstance(value, BatchNorm | Conv | Constant) and value not in self._wide:
-            held = {name: getattr(value, name) for name in value.__dataclass_fields__}
+            here = held_on_cpu(value)
+            held = {name: getattr(here, name) for name in here.__dataclass_fields__}
             tensors = {name: t for name, t in held.items() if isinstance(t, Tensor)}
             wide = {name: t.double() for name, t in tensors.items() if t.is_floating_point()}
-            self._wide[value] = held_on_cpu(replace(value, **wide))
+            self._wide[value] = replace(here, **wide)
         return self._wide.get(value, value)
 
 

@@ -19,7 +19,7 @@ from reparam.inference import facts_of
 from reparam.operators import Norm
 from reparam.sizes import SymbolTable
 from reparam.traits import NONE, Traits
-from reparam.values import IDENTITY, BatchNorm, Conv, Layout, Opaque, Shape, Value
+from reparam.values import IDENTITY, BatchNorm, Constant, Conv, Layout, Opaque, Shape, Value
 
 INPUT = Opaque("input", reason="an input of the model")
 OUTPUT = Opaque("output", reason="an output of the model")
@@ -144,8 +144,9 @@ class ValueGraph:
         return (Call(node) for node in self.graph.nodes if node.op != "output")
 
     def apply(self, value: Value, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Call:
-        """Add a call at the insertion point, its numbers on the CPU."""
-        node = self.graph.create_node("call_function", held_on_cpu(value), name=name)
+        """Add a call at the insertion point, its weights, but not constants, on the CPU."""
+        held = value if isinstance(value, Constant) else held_on_cpu(value)
+        node = self.graph.create_node("call_function", held, name=name)
         give(node, args)
         if kwargs:
             node.kwargs = kwargs
@@ -251,10 +252,9 @@ class ValueGraph:
         return built[id(expression)]
 
     def _insertion(self, value: Value, inputs: Any, root: Call) -> Any:
-        """Where a new call goes: before what it replaces.
+        """Where a new call goes: before what it replaces, or, if only near, as early as it can.
 
-        What does not stand in its place goes where it can first be made, since its sizes may be
-        read earlier.
+        The sizes of what does not stand in its place may be read earlier.
         """
         sources = found(inputs, fx.Node)
         if isinstance(value, Layout | Norm) and sources:

@@ -4,6 +4,7 @@ A forward is traced with gradients off, as `no_grad` has it: where they are on, 
 """
 
 import inspect
+import os
 import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from reparam import known
 TORCHS: Any = known.TORCH._C
 """Where the questions are that nobody stands before, while a forward is traced."""
 
-FOLDER = str(Path(torch.__file__).parent)
+FOLDER = f"{Path(torch.__file__).parent}{os.sep}"
 """Where torch's own code is, which may ask."""
 
 GRADIENTS = "it asks whether gradients are wanted"
@@ -37,12 +38,15 @@ QUESTIONS = {
 OF_WEIGHTS = ("requires_grad", "is_leaf", "retains_grad")
 """What a weight has, whether gradients are wanted or not."""
 
-Autocast = tuple[bool, bool]
+KINDS = ("cpu", "cuda", "mps", "xpu")
+"""Of the devices that autocast is known for."""
+
+Autocast = tuple[bool, ...]
 
 
 def autocast() -> Autocast:
-    """Whether calls run under autocast on CPUs, and on GPUs."""
-    return TORCHS.is_autocast_enabled("cpu"), TORCHS.is_autocast_enabled("cuda")
+    """Whether calls run under autocast, on each kind of device."""
+    return tuple(map(TORCHS.is_autocast_enabled, KINDS))
 
 
 def require_modes(before: Autocast) -> None:

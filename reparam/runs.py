@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from typing import Any, cast
 
 import torch
@@ -18,8 +19,6 @@ from reparam.wrappers import duplicate
 
 DRAWS = 4
 """How often weights and inputs are rounded in other ways, to see how far off a model may be."""
-
-PLAIN = int | float | complex | str | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _require_known(output: Any) -> None:
     Raises:
         VerificationError: naming the type of what may hold some.
     """
-    others = [x for x in _leaves(output) if not isinstance(x, Tensor | PLAIN)]
+    others = [x for x in _leaves(output) if hasattr(x, "__dict__") and not isinstance(x, Enum)]
     if others and not tensors(output):
         raise VerificationError(
             f"the model returns a {type(others[0]).__name__}, in which no tensor can be found to "

@@ -173,6 +173,8 @@ def _variables(code: CodeType) -> dict[str, Constants]:
         instruction, after = instructions[at], instructions[at + 1]
         if instruction.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
             constants = _test(after, instructions[at + 2])
+            if after.opname == "IS_OP" and instructions[at - 1].opname == "LOAD_CONST":
+                constants = frozenset((instructions[at - 1].argval,))
             if after.opname.startswith(("STORE_FAST", "STORE_DEREF")):
                 constants = found.get(after.argval, NOTHING)
             name = instruction.argval

@@ -56,5 +56,6 @@ def traits(tensors: Iterable[Any], convolution: bool) -> Traits:
             for weight in weights
         ),
         convolution,
-        next((weight.device for weight in weights), None),
+        # A number on the CPU goes with tensors on any device.
+        next((w.device for w in weights if w.ndim or w.device.type != "cpu"), None),
     )

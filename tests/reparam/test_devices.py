@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,32 @@ def test_a_model_on_meta_stays_there() -> None:
     assert device_of(nn.ReLU()) == torch.device("cpu")
 
 
+def test_a_constant_is_not_moved_to_another_device() -> None:
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            table: Any = self.table
+            return torch.maximum(x, table.to("meta").sigmoid().exp())
+
+    fused = reparam.compile(Moved().eval(), passes=passes.DEFAULT)
+    assert "it moves to another device" in str(reparam.report(fused))
+
+
+def test_a_number_on_the_cpu_goes_with_any_device() -> None:
+    number, weight = torch.tensor(0.5), torch.empty(2, device="meta")
+    assert traits([number, weight], False).device == torch.device("meta")
+    assert traits([number], False).device is None
+
+
+def test_a_value_that_remembers_what_it_computed_is_moved() -> None:
+    norm = batch_norm(*(torch.ones(3) for _ in range(4)), 1e-5, 2)
+    assert norm.exact_scale.shape == (3,)
+    assert held_on_cpu(norm) is norm
+
+
 def test_weights_of_two_devices_are_not_mixed() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
     model[1].to("meta")
@@ -103,4 +130,4 @@ def test_on_a_second_device_the_same_graphs_become_the_same(tmp_path: Path) -> N
         [*command, "--folder", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "{'same': 80}" in done.stdout
+    assert "{'same': 82}" in done.stdout

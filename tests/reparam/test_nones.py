@@ -100,6 +100,16 @@ def by_index(m: Any, t: Any) -> Tensor:
     return y * 3 if t["mask"] is None else y
 
 
+def by_index_reversed(m: Any, t: Any) -> Tensor:
+    y, mask = folded(m, t["image"]), t["mask"]
+    return y * 3 if None is mask else y
+
+
+def by_identity_module(m: Any, t: Any) -> Tensor:
+    y, mask = folded(m, t["image"]), m.part(t["mask"])
+    return y * 3 if mask is None else y
+
+
 def by_get(m: Any, t: Any) -> Tensor:
     y, mask = folded(m, t["image"]), t.get("mask")
     if mask is not None:
@@ -197,6 +207,8 @@ NONE, GIVEN = {"image": X, "mask": None}, {"image": X, "mask": MASK}
 INPUTS: dict[str, tuple[Forward, Any, Any, str]] = {
     "[]": (by_index, NONE, GIVEN, "None"),
     "[], given": (by_index, GIVEN, NONE, "None"),
+    "[], reversed": (by_index_reversed, NONE, GIVEN, "None"),
+    "identity": (by_identity_module, NONE, GIVEN, "None"),
     "get": (by_get, NONE, GIVEN, "None"),
     "get, given": (by_get, GIVEN, NONE, "None"),
     "get, absent": (by_get, {"image": X}, GIVEN, "None"),

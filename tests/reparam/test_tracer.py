@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,14 @@ def leaves_gradients_on_at_last(net: Any, x: Tensor) -> Tensor:
     return y
 
 
+def asks_beside_torch(net: Any, x: Tensor) -> Tensor:
+    """As a package does whose name only begins with that of torch."""
+    code = "import torch\ndef wanted(): return torch.is_grad_enabled()"
+    own: dict[str, Any] = {}
+    exec(compile(code, f"{Path(torch.__file__).parent}vision/test_tracer.py", "exec"), own)
+    return net.conv(x) * 2 if own["wanted"]() else net.conv(x)
+
+
 def asks_for_autocast(net: Any, x: Tensor) -> Tensor:
     return net.conv(x) * 2 if torch.is_autocast_enabled("cpu") else net.conv(x)
 
@@ -164,6 +173,7 @@ def asks_for_inference_mode(net: Any, x: Tensor) -> Tensor:
         (turns_gradients_on, "it turns gradients on"),
         (leaves_gradients_on, "it turns gradients on"),
         (leaves_gradients_on_at_last, "it turns gradients on"),
+        (asks_beside_torch, "it asks whether gradients are wanted"),
         (asks_for_autocast, "it asks whether it runs under autocast"),
         (asks_for_the_dtype_of_autocast, "it asks whether it runs under autocast"),
         (asks_for_inference_mode, "it asks whether gradients are wanted"),
