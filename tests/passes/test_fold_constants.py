@@ -31,6 +31,12 @@ def test_computed_in_float64_and_rounded_once() -> None:
     assert torch.equal(fused(torch.zeros(1, 3, 4, 4))[0], once)
 
 
+def test_result_on_another_device() -> None:
+    model = Net(lambda m, x: torch.maximum(x, m.row.to("meta")), row=torch.randn(4))
+    (missed,) = reparam.report(reparam.compile(model.eval(), passes=(fold_constants,))).missed
+    assert missed.message == "it moves to another device"
+
+
 def test_result_that_is_larger() -> None:
     model = Net(
         lambda m, x: x + torch.matmul(m.row, m.column),
