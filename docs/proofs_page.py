@@ -2,7 +2,11 @@
 
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+
+import torch
 
 import passes
 from reparam.proof import CLAIM
@@ -31,7 +35,8 @@ what is claimed and what is not; `make evidence` writes this page.
 def main() -> None:
     """Write the page."""
     begun = time.perf_counter()
-    found = proofs()
+    with ProcessPoolExecutor(None, get_context("fork"), torch.set_num_threads, (1,)) as pool:
+        found = proofs(run=pool.map)
     seconds = time.perf_counter() - begun
     lines = [_line(rule.name, found.get(rule.name, Proofs())) for rule in passes.DEFAULT]
     PAGE.write_text(HEAD + "".join(lines))

@@ -5,7 +5,7 @@ of the result go to the device of those that they were folded from.
 """
 
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,3 +42,13 @@ def device_of(module: nn.Module) -> torch.device:
     """The device of a module's first parameter or buffer; the CPU, if it has none."""
     held = next((t for tensors in (module.parameters(), module.buffers()) for t in tensors), None)
     return CPU if held is None else held.device
+
+
+def seed(number: int) -> None:
+    """Seed the generators of all devices that there are.
+
+    torch's own function writes down the stack for each kind of GPU that there is not, which takes
+    longer than a small model does.
+    """
+    seeded: Any = torch if torch.accelerator.is_available() else torch.default_generator
+    seeded.manual_seed(number)

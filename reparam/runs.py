@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.devices import CPU
+from reparam.devices import CPU, seed
 from reparam.errors import VerificationError, first_line
 from reparam.known import TORCH
 from reparam.state import kept
@@ -156,7 +156,7 @@ def _outputs(name: str, model: nn.Module, example_inputs: Any) -> Any:
 def _alike() -> Generator[None]:
     """Let every model draw the same random numbers, and nobody else notice."""
     with TORCH.random.fork_rng(list(range(torch.cuda.device_count()))):
-        TORCH.manual_seed(0)
+        seed(0)
         yield
 
 

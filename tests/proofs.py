@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,16 +88,39 @@ class Proofs:
     unproven: Counter[str] = field(default_factory=Counter[str])
     refuted: list[str] = field(default_factory=list[str])
 
+    def join(self, other: "Proofs") -> None:
+        """Add what is proven elsewhere."""
+        self.proven += other.proven
+        self.probability = max(self.probability, other.probability)
+        self.degree = max(self.degree, other.degree)
+        self.premises += other.premises
+        self.unproven += other.unproven
+        self.refuted += other.refuted
 
-def proofs(each: int = EACH) -> dict[str, Proofs]:
-    """Compile blocks of all motifs, and collect the proofs by pass."""
+
+def proofs(each: int = EACH, run: Callable[..., Iterable[Any]] = map) -> dict[str, Proofs]:
+    """Compile blocks of all motifs, and collect the proofs by pass.
+
+    Args:
+        each: how many of each motif.
+        run: calls a function of each motif: `map`, or that of a pool of processes.
+    """
     found: dict[str, Proofs] = {}
-    models: list[tuple[nn.Module, Any]] = [
-        (model, torch.zeros(2, 4, 14, 14).double()) for model in special()
-    ]
-    for motif in MOTIFS.values():
+    for part in run(partial(proofs_of, each=each), [None, *MOTIFS]):
+        for name, one in part.items():
+            found.setdefault(name, Proofs()).join(one)
+    return found
+
+
+def proofs_of(motif: str | None, each: int) -> dict[str, Proofs]:
+    """The proofs for blocks of one motif; for None, of special models."""
+    found: dict[str, Proofs] = {}
+    models: list[tuple[nn.Module, Any]] = []
+    if motif is None:
+        models += [(model, torch.zeros(2, 4, 14, 14).double()) for model in special()]
+    else:
         # A proof knows of no dtype; in the others, the whole may have bad luck with its roundings.
-        graphs = sample(blocks(motif, dtypes=("float64",)), each)
+        graphs = sample(blocks(MOTIFS[motif], dtypes=("float64",)), each)
         models += [(g.build(), g.example() if g.given else None) for g in graphs]
     for model, example in models:
         told = reparam.report(reparam.compile(model, example, verify="proof"))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reparam.devices import CPU
+from reparam.devices import CPU, seed
 from reparam.known import TORCH
 from reparam.testing import layers
 from reparam.testing.randomised import randomised
@@ -180,7 +180,7 @@ class Graph:
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
         weakref.finalize(namespace["Net"], linecache.cache.pop, name, None)
         with TORCH.random.fork_rng(devices=[]):
-            TORCH.manual_seed(self.seed)
+            seed(self.seed)
             model: nn.Module = namespace["Net"]().to(getattr(torch, self.dtype))
         return randomised(model, *self.example(), seed=self.seed, special=self.special)
 
